@@ -1,0 +1,1 @@
+"""Thin Ray shells over the plain classes of qedge."""

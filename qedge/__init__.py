@@ -1,0 +1,23 @@
+"""qedge: private federated learning and edge inference as one Ray application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qedge.federated.training import TrainingResult, train
+    from qedge.job import TrainingJob
+
+__all__ = ["TrainingJob", "TrainingResult", "train"]
+__version__ = "0.1.0"
+
+_HOME = {"TrainingJob": "qedge.job", "TrainingResult": "qedge.federated.training", "train": "qedge.federated.training"}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name where it lives when it is first asked for, so that `import qedge` stays light."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'qedge' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME[name]), name)

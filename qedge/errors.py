@@ -1,0 +1,275 @@
+"""Every error qedge raises on purpose, in one tree.
+
+QEdgeError
+├── Refused                      exit 2, nothing written, nothing charged
+│   ├── InvalidJob               a job file that cannot be read as a job
+│   │   ├── UnknownKey           a key or kind nobody knows (nearest name offered)
+│   │   └── NotInThisVersion     a known name that this version does not carry out
+│   ├── InvalidConfig            a setting out of range, or an unknown one
+│   ├── DataError                the data do not fit the job
+│   │   ├── DataNotFound         missing file, column or client
+│   │   ├── InvalidValue         NaN or infinite, not a number
+│   │   └── LabelMismatch        labels and model output do not fit
+│   ├── ModelError               a model that cannot be built or trained under the job
+│   ├── PrivacyError             a combination with no honest guarantee
+│   │   ├── InvalidPrivacy       epsilon, delta, rate or bound out of range
+│   │   ├── BudgetExceeded       the plan does not fit what is left
+│   │   ├── ScopeConflict        the data belong to another scope
+│   │   └── UnknownScope         no such scope
+│   ├── UnknownRun               no such run
+│   ├── UnknownModel             no such model, version or alias
+│   ├── InvalidRequest           a tensor of the wrong shape, type or name
+│   ├── PortInUse                the port is taken
+│   ├── AddressUnreachable       the Ray address or the endpoint does not answer
+│   └── HomeUnusable             QEDGE_HOME cannot be written
+├── Tampered                     exit 2: something signed or chained was altered
+│   ├── LedgerTampered, LogTampered, ReceiptTampered, CheckpointTampered, ArtifactTampered
+│   └── RolledBack               an old ledger or log was put back
+└── Failed                       exit 1: the work was begun and could not be finished
+    ├── RoundFailed              deadline passed, or no client left
+    ├── Diverged                 the update is not finite or too large for the grid
+    ├── Fenced                   another coordinator has taken the run over
+    ├── StorageFull              the disk is full or failing; what was written is whole
+    └── RegistryUnavailable      MLflow does not answer; the run is kept and published later
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class QEdgeError(Exception):
+    """Root. `code` is stable; `facts` says what was given and what would be accepted."""
+
+    code = "qedge"
+    exit_code = 1
+
+    def __init__(self, message: str, **facts: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.facts = facts
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.facts))
+
+    def as_dict(self) -> dict[str, object]:
+        """The error as `--json` and problem bodies show it."""
+        return {"code": self.code, "message": self.message, **self.facts}
+
+
+def _rebuild(kind: type[QEdgeError], message: str, facts: dict[str, object]) -> QEdgeError:
+    return kind(message, **facts)
+
+
+class Refused(QEdgeError):
+    """Bad input or a refusal: nothing was written and nothing was charged."""
+
+    code = "refused"
+    exit_code = 2
+
+
+class InvalidJob(Refused):
+    """A job that cannot be read as one."""
+
+    code = "job.invalid"
+
+
+class UnknownKey(InvalidJob):
+    """A key or kind nobody knows; the message offers the nearest."""
+
+    code = "job.unknown-key"
+
+
+class NotInThisVersion(InvalidJob):
+    """A name the field knows and this version does not carry out."""
+
+    code = "job.not-in-this-version"
+
+
+class InvalidConfig(Refused):
+    """A setting that is unknown or out of range."""
+
+    code = "config.invalid"
+
+
+class DataError(Refused):
+    """The data do not fit the job."""
+
+    code = "data.invalid"
+
+
+class DataNotFound(DataError):
+    """A file, column or client that is not there."""
+
+    code = "data.not-found"
+
+
+class InvalidValue(DataError):
+    """A column with NaN, an infinity or something that is not a number."""
+
+    code = "data.invalid-value"
+
+
+class LabelMismatch(DataError):
+    """Fewer than two labels, a label not declared, or a model whose output does not fit them."""
+
+    code = "data.label-mismatch"
+
+
+class ModelError(Refused):
+    """A model that cannot be built, or not trained under this job."""
+
+    code = "model.invalid"
+
+
+class PrivacyError(Refused):
+    """A combination that has no honest guarantee."""
+
+    code = "privacy.refused"
+
+
+class InvalidPrivacy(PrivacyError):
+    """epsilon, delta, rate or clipping bound out of range."""
+
+    code = "privacy.invalid"
+
+
+class BudgetExceeded(PrivacyError):
+    """The plan does not fit what is left of the budget."""
+
+    code = "privacy.budget-exceeded"
+
+
+class ScopeConflict(PrivacyError):
+    """The data belong to a scope other than the one asked for, or to several."""
+
+    code = "privacy.scope-conflict"
+
+
+class UnknownScope(PrivacyError):
+    """No budget scope of that name."""
+
+    code = "privacy.unknown-scope"
+
+
+class UnknownRun(Refused):
+    """No run of that id."""
+
+    code = "run.unknown"
+
+
+class UnknownModel(Refused):
+    """No model, version or alias of that name."""
+
+    code = "model.unknown"
+
+
+class InvalidRequest(Refused):
+    """A request whose tensors do not fit the model."""
+
+    code = "request.invalid"
+
+
+class PortInUse(Refused):
+    """The port is taken by another process."""
+
+    code = "serve.port-in-use"
+
+
+class AddressUnreachable(Refused):
+    """The Ray address or the endpoint does not answer."""
+
+    code = "address.unreachable"
+
+
+class HomeUnusable(Refused):
+    """QEDGE_HOME cannot be created or written."""
+
+    code = "home.unusable"
+
+
+class Tampered(QEdgeError):
+    """Something signed or chained was altered."""
+
+    code = "tampered"
+    exit_code = 2
+
+
+class LedgerTampered(Tampered):
+    """The privacy ledger does not agree with its own chain."""
+
+    code = "tampered.ledger"
+
+
+class LogTampered(Tampered):
+    """The audit log does not agree with its own chain."""
+
+    code = "tampered.log"
+
+
+class ReceiptTampered(Tampered):
+    """A receipt whose signature or digests do not hold."""
+
+    code = "tampered.receipt"
+
+
+class CheckpointTampered(Tampered):
+    """A checkpoint or write-ahead record that does not match its digest."""
+
+    code = "tampered.checkpoint"
+
+
+class ArtifactTampered(Tampered):
+    """A model file that does not match the digest on its receipt."""
+
+    code = "tampered.artifact"
+
+
+class RolledBack(Tampered):
+    """A ledger or log older than one that was seen."""
+
+    code = "tampered.rolled-back"
+
+
+class Failed(QEdgeError):
+    """Work that was begun and could not be finished; it can be resumed."""
+
+    code = "failed"
+
+
+class RoundFailed(Failed):
+    """A round that missed its deadline or lost every worker."""
+
+    code = "round.failed"
+
+
+class Diverged(Failed):
+    """An update that is not finite or too large for the integer grid."""
+
+    code = "round.diverged"
+
+
+class Fenced(Failed):
+    """Another coordinator has taken the run over."""
+
+    code = "run.fenced"
+
+
+class StorageFull(Failed):
+    """The disk is full or failing; whatever was acknowledged is whole."""
+
+    code = "storage.full"
+
+
+class RegistryUnavailable(Failed):
+    """MLflow does not answer; the run is kept on disk and published later."""
+
+    code = "registry.unavailable"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`"did you mean 'epsilon'?"` when something known is near, else what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Ray Serve applications over the plain classes of qedge."""
