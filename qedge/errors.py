@@ -19,9 +19,14 @@ QEdgeError
 │   ├── UnknownRun               no such run
 │   ├── UnknownModel             no such model, version or alias
 │   ├── InvalidRequest           a tensor of the wrong shape, type or name
+│   │   ├── RequestTooLarge      a body over the limit
+│   │   ├── UnsupportedMediaType a body that is not JSON by its own word
+│   │   ├── UnknownPath          no such endpoint
+│   │   └── MethodNotAllowed     an endpoint that does not take this method
 │   ├── PortInUse                the port is taken
 │   ├── AddressUnreachable       the Ray address or the endpoint does not answer
-│   └── HomeUnusable             QEDGE_HOME cannot be written
+│   ├── HomeUnusable             QEDGE_HOME cannot be written
+│   └── InvalidKey               a key file others can read, or something that is not a key
 ├── Tampered                     exit 2: something signed or chained was altered
 │   ├── LedgerTampered, LogTampered, ReceiptTampered, CheckpointTampered, ArtifactTampered
 │   └── RolledBack               an old ledger or log was put back
@@ -171,6 +176,30 @@ class InvalidRequest(Refused):
     code = "request.invalid"
 
 
+class RequestTooLarge(InvalidRequest):
+    """A request body over the limit."""
+
+    code = "request.too-large"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """A request body whose content type is not application/json."""
+
+    code = "request.media-type"
+
+
+class UnknownPath(InvalidRequest):
+    """No endpoint has this path."""
+
+    code = "request.unknown-path"
+
+
+class MethodNotAllowed(InvalidRequest):
+    """The endpoint does not take this method."""
+
+    code = "request.method"
+
+
 class PortInUse(Refused):
     """The port is taken by another process."""
 
@@ -187,6 +216,12 @@ class HomeUnusable(Refused):
     """QEDGE_HOME cannot be created or written."""
 
     code = "home.unusable"
+
+
+class InvalidKey(Refused):
+    """A key file that others can read, or bytes or text that are not a key."""
+
+    code = "key.invalid"
 
 
 class Tampered(QEdgeError):

@@ -1,0 +1,301 @@
+"""The Ray that qedge uses: one that is given, the one `qedge start` left running, or one of its own for a single command.
+
+Every cluster started here has its own folder, free ports and the home's own token, so that several live on one machine and
+strangers are turned away. A cluster that outlives its command is known by a mark in the environment of its processes: that
+is how all of them, and nothing else, are found and ended again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from actors import environment
+from qedge.config import Settings, ensure_home
+from qedge.errors import AddressUnreachable, Failed, InvalidConfig
+from qedge.storage import locked, write_atomically
+
+NAMESPACE = "qedge"
+_PATIENCE_S = 10.0
+_ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+
+
+class ClusterRecord(BaseModel):
+    """What `home/cluster.json` says of the cluster that `qedge start` left running."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str
+    pid: int
+    folder: Path
+    serve_url: str
+
+
+@dataclass
+class Connection(AbstractContextManager["Connection"]):
+    """This process's connection to Ray. Closing it ends a cluster that was started for this process alone."""
+
+    address: str
+    private: bool = False
+    _owned: bool = True
+    _folder: Path | None = None
+    _before: dict[str, str | None] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Disconnect, unless Ray was connected before `connect`. Harmless when repeated."""
+        import ray
+
+        if self._owned and ray.is_initialized():
+            ray.shutdown()
+        if self._folder is not None:
+            end_processes(self._folder)
+        environment.put_environment(self._before)
+        self._owned, self._folder, self._before = False, None, {}
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def connect(settings: Settings, *, start: bool) -> Connection:
+    """Connect this process to the cluster of `settings.address`, else to the home's own, else (`start`) to a new private one.
+
+    A process that is connected to Ray already stays where it is.
+
+    Raises:
+        AddressUnreachable: nothing that speaks Ray answers there in `cluster.connect_timeout_s`, it refuses our token, or
+            no cluster is running and `start` is False.
+        InvalidConfig: an address that is not HOST:PORT.
+        Failed: a private cluster did not come up.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return Connection(ray.get_runtime_context().gcs_address, _owned=False)
+    if settings.address not in (None, "local"):
+        return _join(str(settings.address), {}, settings)
+    record = status(settings) if settings.address is None else None
+    if record is not None:
+        return _join(record.address, environment.token_environment(settings), settings)
+    if not start:
+        raise AddressUnreachable(f"no Ray is running for {settings.home}; `qedge start` starts one, `--address` names another")
+    return _start_private(settings)
+
+
+def start_head(settings: Settings) -> ClusterRecord:
+    """Start the home's own cluster, which outlives this process; when it is already running, say where.
+
+    Ray is up when this returns; Serve is still coming up, behind the lock of `serve_starting`.
+
+    Raises:
+        PortInUse: the port for HTTP is taken; nothing was started.
+        Failed: Ray did not come up in `cluster.start_timeout_s`; what had been started is gone again.
+    """
+    ensure_home(settings.home)
+    with _alone(settings):
+        record = status(settings)
+        if record is not None:
+            return record
+        _end_recorded(settings)
+        environment.refuse_taken_port(settings.serve.host, settings.serve.port)
+        folder = environment.new_folder()
+        try:
+            head = _spawn(settings, folder)
+            address = _wait_for_address(head, settings, folder)
+            record = ClusterRecord(address=address, pid=head.pid, folder=folder, serve_url=serve_url(settings))
+            write_atomically(settings.home / "cluster.json", record.model_dump_json().encode())
+        except BaseException:
+            end_processes(folder)
+            raise
+        return record
+
+
+def stop_head(settings: Settings) -> bool:
+    """End the home's own cluster and wait until no process of it is left. False when there was none."""
+    if not settings.home.is_dir():
+        return False
+    with _alone(settings):
+        return _end_recorded(settings)
+
+
+def status(settings: Settings) -> ClusterRecord | None:
+    """The home's own cluster, if it is running."""
+    record = _recorded(settings)
+    if record is None or not _alive(record):
+        return None
+    host, _, port = record.address.rpartition(":")
+    return record if environment.speaks_grpc(host, int(port), settings.cluster.connect_timeout_s) else None
+
+
+@contextmanager
+def serve_starting(settings: Settings) -> Iterator[None]:
+    """Alone at starting or changing Serve for this home; waits for a Serve that `start_head` has under way."""
+    ensure_home(settings.home)
+    with locked(settings.home / "serve.lock", timeout_s=settings.cluster.start_timeout_s):
+        yield
+
+
+def serve_url(settings: Settings) -> str:
+    """Where the endpoint is reached from its own machine."""
+    host = "127.0.0.1" if settings.serve.host in _ANY_HOST else settings.serve.host
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.serve.port}"
+
+
+def end_processes(folder: Path, head: int | None = None) -> None:
+    """End every process of the cluster in `folder` and remove the folder. Returns when none is left.
+
+    The head is asked first: it takes its cluster down in order. What is left after that is killed.
+    """
+    deadline = time.monotonic() + (_PATIENCE_S if head else 0.0)
+    for process in environment.processes_of(folder):
+        if process.pid == head:
+            process.terminate()
+    while left := environment.processes_of(folder):
+        if time.monotonic() > deadline:
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        psutil.wait_procs(left, timeout=0.1)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    with locked(settings.home / "cluster.lock", timeout_s=settings.cluster.start_timeout_s + _PATIENCE_S):
+        yield
+
+
+def _recorded(settings: Settings) -> ClusterRecord | None:
+    try:
+        return ClusterRecord.model_validate_json((settings.home / "cluster.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _alive(record: ClusterRecord) -> bool:
+    try:
+        return environment.is_marked(psutil.Process(record.pid), record.folder)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _end_recorded(settings: Settings) -> bool:
+    record = _recorded(settings)
+    if record is None:
+        return False
+    end_processes(record.folder, record.pid)
+    (settings.home / "cluster.json").unlink(missing_ok=True)
+    return True
+
+
+def _spawn(settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
+    variables = os.environ | environment.cluster_environment(settings, folder)
+    with (settings.home / "cluster.log").open("wb") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "actors.head", settings.model_dump_json(), str(folder)],
+            env={name: value for name, value in variables.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=folder,
+            start_new_session=True,
+        )
+
+
+def _wait_for_address(head: subprocess.Popen[bytes], settings: Settings, folder: Path) -> str:
+    patience_s = settings.cluster.start_timeout_s
+    deadline = time.monotonic() + patience_s
+    ready, log = folder / "address", settings.home / "cluster.log"
+    while not ready.exists():
+        if head.poll() is not None:
+            raise Failed(f"Ray did not start; {log} says why", log=str(log))
+        if time.monotonic() > deadline:
+            raise Failed(f"Ray did not start in {patience_s:g} s (cluster.start_timeout_s); {log} may say why", log=str(log))
+        time.sleep(0.05)
+    return ready.read_text(encoding="utf-8")
+
+
+def _join(address: str, variables: Mapping[str, str | None], settings: Settings) -> Connection:
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InvalidConfig(f"the Ray address is '{address}'; expected HOST:PORT, ray://HOST:PORT, auto or local", given=address)
+        if not environment.speaks_grpc(host.strip("[]"), int(port), settings.cluster.connect_timeout_s):
+            raise AddressUnreachable(f"no Ray answers at {address}", address=address)
+    before = environment.put_environment(variables)
+    try:
+        return Connection(_init(address), _before=before)
+    except BaseException:
+        environment.put_environment(before)
+        raise
+
+
+def _init(address: str) -> str:
+    import ray
+
+    _forget_token()
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    except ray.exceptions.AuthenticationError:
+        raise AddressUnreachable(
+            f"the Ray at {address} refuses our token; RAY_AUTH_TOKEN_PATH names the right one", address=address
+        ) from None
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise AddressUnreachable(f"the Ray at {address} does not take us: {error}", address=address) from None
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _start_private(settings: Settings) -> Connection:
+    folder = environment.new_folder()
+    before = environment.put_environment(environment.cluster_environment(settings, folder))
+    try:
+        address = start_ray(settings, folder)
+    except BaseException:
+        environment.put_environment(before)
+        end_processes(folder)
+        raise
+    # Ray's processes have the mark; what this process starts from now on is not part of the cluster.
+    os.environ.pop(environment.MARK, None)
+    return Connection(address, private=True, _folder=folder, _before=before)
+
+
+def start_ray(settings: Settings, folder: Path) -> str:
+    """Start Ray as the child of this process and connect to it; its address.
+
+    Raises:
+        Failed: it did not come up.
+    """
+    import ray
+
+    _forget_token()
+    try:
+        ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=settings.cluster.cpus or os.cpu_count(),
+            object_store_memory=settings.cluster.object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
+    except Exception as error:  # what Ray raises, and no narrower, when a node does not come up
+        raise Failed(f"Ray did not start: {error}") from error
+    return str(ray.get_runtime_context().gcs_address)
+
+
+def _forget_token() -> None:
+    """Make Ray read the token and its mode anew: it keeps those of the first cluster this process spoke to."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,152 @@
+"""What a Ray started by qedge is given: a folder, a token, ports of its own, and Serve's HAProxy ingress.
+
+Ray's defaults put HAProxy's sockets, its two status ports and the ports of replicas in fixed places, so that a second
+cluster on the machine would answer for the first. All of them are moved here, by the environment, before Ray starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+
+from qedge.config import Settings
+from qedge.errors import InvalidConfig, PortInUse
+from qedge.storage import storage_errors, write_beside
+
+MARK = "IN_QEDGE_CLUSTER"
+_LONGEST_TEMPORARY_FOLDER = 30
+_TAKEN = {errno.EADDRINUSE, errno.EACCES}
+_REPLICA_PORTS = range(20000, 30000, 100)
+_HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _HTTP2_SETTINGS
+
+
+def new_folder() -> Path:
+    """A new folder (0700) for a cluster's sockets and logs, its path short: a socket's path may not pass 107 bytes."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="qe-", dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"))  # noqa: S108 - random name, 0700
+
+
+def token_environment(settings: Settings) -> dict[str, str | None]:
+    """Variables that make Ray ask for, and present, the home's own token (made when missing, 0600)."""
+    path = settings.home / "keys" / "ray.token"
+    with storage_errors(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            fresh = write_beside(path, secrets.token_hex(32).encode())
+            try:
+                path.hardlink_to(fresh)
+            except FileExistsError:
+                pass
+            finally:
+                fresh.unlink()
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path), "RAY_AUTH_TOKEN": None}
+
+
+def cluster_environment(settings: Settings, folder: Path) -> dict[str, str | None]:
+    """Variables of a new cluster: token, patience, and an HAProxy whose ports and sockets no other cluster has."""
+    haproxy = folder / "h"
+    haproxy.mkdir()
+    metrics, stats, http, grpc = _free_ports(4)
+    replicas = secrets.choice(_REPLICA_PORTS)
+    return token_environment(settings) | {
+        MARK: str(folder),
+        "RAY_raylet_start_wait_time_s": str(int(settings.cluster.start_timeout_s)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replicas),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replicas + _REPLICA_PORTS.step - 1),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
+    }
+
+
+def put_environment(values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Set (or, for None, unset) variables of this process; what they were before."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    return before
+
+
+def processes_of(folder: Path) -> list[psutil.Process]:
+    """Every living process of the cluster in `folder`, known by the mark that children inherit."""
+    return [process for process in psutil.process_iter() if is_marked(process, folder)]
+
+
+def is_marked(process: psutil.Process, folder: Path) -> bool:
+    """Whether a living process belongs to the cluster in `folder`."""
+    try:
+        return process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Check that this machine can listen on `host:port`.
+
+    Raises:
+        PortInUse: another process does, or the system keeps the port to itself.
+        InvalidConfig: `host` is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise PortInUse(
+                f"port {port} on {host} is taken ({error.strerror}); set serve.port (QEDGE_SERVE__PORT) to a free one", port=port
+            ) from None
+        raise InvalidConfig(f"serve.host '{host}' is no address of this machine: {error.strerror}", given=host) from None
+
+
+def speaks_grpc(host: str, port: int, timeout_s: float) -> bool:
+    """Whether something there answers as gRPC does: the first frame of HTTP/2 (RFC 9113, 3.4) is SETTINGS.
+
+    Ray's own client waits 40 s before it gives up on a port that is silent or speaks something else.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        with socket.create_connection((host, port), timeout=timeout_s) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            answer = b""
+            while len(answer) < 4 and time.monotonic() < deadline:
+                connection.settimeout(max(deadline - time.monotonic(), 0.001))
+                part = connection.recv(9)
+                if not part:
+                    return False
+                answer += part
+    except OSError:
+        return False
+    return answer[3:4] == b"\x04"
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("", 0))
+        return [one.getsockname()[1] for one in sockets]

@@ -1,0 +1,32 @@
+"""The process behind `qedge start`: it owns a Ray and starts Serve on it, until it is told to stop.
+
+Run as `python -m actors.head SETTINGS FOLDER`, SETTINGS as JSON, in the environment of `actors.environment`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from actors.cluster import serve_starting, start_ray
+from actors.serving import start_serve
+from qedge.config import Settings
+from qedge.storage import write_atomically
+
+
+def main() -> None:
+    """Start, say where in FOLDER/address, then wait for the signal to end."""
+    settings, folder = Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2])
+    stopping = threading.Event()
+    with serve_starting(settings):
+        address = start_ray(settings, folder)
+        signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+        write_atomically(folder / "address", address.encode())
+        start_serve(settings)
+    stopping.wait()
+
+
+if __name__ == "__main__":
+    main()

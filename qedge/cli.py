@@ -1,0 +1,445 @@
+"""The command line: `qedge COMMAND`. The roof of the house: it alone may reach up into `actors` and `serve_apps`.
+
+Every command takes `--json` and then prints one JSON object as its last line. Exit code: 0 done, 1 failed, 2 refused or bad
+input (nothing written, nothing charged). Heavy packages are imported inside the commands, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import click
+
+from qedge import __version__
+from qedge.errors import QEdgeError, Refused
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qedge.config import Settings
+
+P = ParamSpec("P")
+Facts = dict[str, Any]
+
+
+class Context:
+    """What every command knows: settings, where to print, and whether as JSON."""
+
+    def __init__(self, home: str | None, address: str | None, config: str | None, as_json: bool) -> None:
+        from rich.console import Console
+
+        from qedge.config import load
+
+        self.as_json = as_json
+        self.settings: Settings = load(config, home=home, address=address)
+        self.console: Console = Console(stderr=as_json)
+
+
+def command(group: click.Group, name: str | None = None) -> Callable[[Callable[..., Facts]], click.Command]:
+    """A command with the common options; what it returns is the JSON object, what it prints is for people."""
+
+    def register(function: Callable[..., Facts]) -> click.Command:
+        @functools.wraps(function)
+        def run(home: str | None, address: str | None, config: str | None, as_json: bool, **arguments: object) -> None:
+            try:
+                answer = function(Context(home, address, config, as_json), **arguments)
+            except QEdgeError as error:
+                _fail(error, as_json)
+            else:
+                if as_json:
+                    click.echo(json.dumps(answer, default=str))
+
+        options = (
+            click.option("--home", metavar="DIR", help="Where all state lives (QEDGE_HOME; default .qedge)."),
+            click.option("--address", metavar="HOST:PORT", help="Ray cluster to use (RAY_ADDRESS)."),
+            click.option("--config", metavar="FILE", help="YAML file of settings (QEDGE_CONFIG)."),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line."),
+        )
+        wrapped: Callable[..., None] = run
+        for option in reversed(options):
+            wrapped = option(wrapped)
+        return group.command(name or function.__name__.rstrip("_"))(wrapped)
+
+    return register
+
+
+def _fail(error: QEdgeError, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"error": error.as_dict()}, default=str))
+    click.echo(f"{'refused' if isinstance(error, Refused) else 'failed'} [{error.code}]: {error.message}", err=True)
+    sys.exit(error.exit_code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qedge")
+def main() -> None:
+    """Train on data that may not be collected, serve what was learned, with every privacy cost on the record."""
+
+
+@command(main)
+@click.argument("job", required=False, type=click.Path())
+@click.option("--resume", metavar="RUN", help="Go on with a run that was cut off.")
+@click.option("--backend", default="ray", show_default=True, help="ray, or serial: this process, no Ray, the same bits.")
+def train(context: Context, job: str | None, resume: str | None, backend: str) -> Facts:
+    """Train the job of a YAML file, or go on with a run."""
+    from qedge.display import RunDisplay, facts
+    from qedge.errors import InvalidJob
+    from qedge.federated.training import train as run_training
+    from qedge.job import TrainingJob
+
+    if (job is None) == (resume is None):
+        raise InvalidJob("give either a job file or --resume RUN")
+    asked = TrainingJob.load(job) if job else None
+    with RunDisplay(context.console) as display:
+        result = run_training(asked, resume=resume, backend=backend, settings=context.settings, on_event=display.show)
+    values = result.plain()
+    shown = {"run": result.run_id, "model": result.model, "version": result.version, "accuracy": result.accuracy}
+    shown |= {"epsilon": result.epsilon, "delta": result.delta, "rounds": result.rounds, "clients": result.clients}
+    shown |= {"seconds a round": f"{result.seconds_per_round:.4f}", "receipt": result.receipt}
+    facts(context.console, "done", shown)
+    if result.version is None:
+        context.console.print("  the registry does not answer; the model is kept and will be published by `qedge runs --publish`")
+    return values
+
+
+@main.group()
+def budget() -> None:
+    """Privacy budgets: what a scope may spend, has spent, and by whom."""
+
+
+@command(budget, "set")
+@click.argument("scope")
+@click.option("--epsilon", type=float, required=True)
+@click.option("--delta", type=float, required=True)
+@click.option("--order", type=int, help="Rényi order to freeze with a new scope; default: the best one for the budget.")
+@click.option("--actor", default=None, help="Who sets it; default: the user of this machine.")
+def budget_set(context: Context, scope: str, epsilon: float, delta: float, order: int | None, actor: str | None) -> Facts:
+    """Open a scope, or change its epsilon (delta and order are frozen with it)."""
+    import getpass
+
+    from qedge.records import Records
+
+    records = Records.open(context.settings.home)
+    state = records.ledger.set_budget(scope, epsilon=epsilon, delta=delta, order=order, actor=actor or getpass.getuser())
+    return _show_scopes(context, [state])
+
+
+@command(budget, "show")
+@click.argument("scope", required=False)
+def budget_show(context: Context, scope: str | None) -> Facts:
+    """What one scope, or each, has spent, reserved and left."""
+    from qedge.records import Records
+
+    ledger = Records.open(context.settings.home).ledger
+    return _show_scopes(context, [ledger.scope(scope)] if scope else ledger.scopes())
+
+
+@command(budget, "history")
+@click.argument("scope", required=False)
+def budget_history(context: Context, scope: str | None) -> Facts:
+    """Every event of a scope, or of all, as the ledger's chain has them."""
+    from qedge.display import table
+    from qedge.records import Records
+
+    events = [event.plain() for event in Records.open(context.settings.home).ledger.history(scope)]
+    rows = [(event["seq"], event["time"], event["kind"], event["actor"], event["summary"]) for event in events]
+    table(context.console, f"history of {scope or 'all scopes'}", ("seq", "time", "event", "actor", "what"), rows)
+    return {"scope": scope, "events": events}
+
+
+def _show_scopes(context: Context, scopes: list[Any]) -> Facts:
+    from qedge.display import table
+
+    rows = [
+        {
+            "scope": scope.name,
+            "unit": scope.unit,
+            "epsilon": scope.epsilon,
+            "delta": scope.delta,
+            "order": scope.order,
+            "spent": scope.spent,
+            "reserved": scope.reserved,
+            "left": scope.left,
+        }
+        for scope in scopes
+    ]
+    columns = ("scope", "unit", "epsilon", "delta", "order", "spent", "reserved", "left")
+    table(context.console, "privacy budgets", columns, [[_short(row[column]) for column in columns] for row in rows])
+    return {"scopes": rows}
+
+
+@command(main)
+def models(context: Context) -> Facts:
+    """Models in the registry, their versions, aliases and what they cost."""
+    from dataclasses import asdict
+
+    from qedge.display import table
+    from qedge.registry import Registry
+
+    found = [asdict(version) for version in Registry(context.settings).models()]
+    rows = [(m["name"], m["version"], ", ".join(m["aliases"]), m["epsilon"], m["delta"], m["run_id"], m["receipt_id"][:16]) for m in found]
+    table(context.console, "models", ("model", "version", "aliases", "epsilon", "delta", "run", "receipt"), rows)
+    return {"models": found}
+
+
+@command(main)
+@click.option("--publish", is_flag=True, help="First publish what the registry has not got yet.")
+@click.option("--limit", type=int, default=20, show_default=True)
+def runs(context: Context, publish: bool, limit: int) -> Facts:
+    """Runs under the home: how far each is, and whether the registry has it."""
+    from qedge.display import table
+    from qedge.federated.run_folder import RunFolder, run_ids
+    from qedge.publisher import pending
+    from qedge.publisher import publish as publish_run
+
+    home = context.settings.home
+    if publish:
+        for run in pending(context.settings):
+            publish_run(context.settings, run)
+    unpublished = set(pending(context.settings)) if (home / "runs").exists() else set()
+    found = []
+    for run in run_ids(home)[-limit:]:
+        folder = RunFolder(home, run)
+        result = folder.read("result.json")
+        done = len(folder.metrics_by_round())
+        status = str(result["status"]) if result else "unfinished"
+        found.append({"run": run, "status": status, "rounds": done, "of": folder.job().rounds, "published": run not in unpublished})
+    table(context.console, "runs", ("run", "status", "rounds", "of", "published"), [tuple(row.values()) for row in found])
+    return {"runs": found}
+
+
+@command(main)
+@click.argument("model")
+@click.option("--alias", default="champion", show_default=True)
+def promote(context: Context, model: str, alias: str) -> Facts:
+    """Give a version (NAME/3) an alias."""
+    from qedge.records import Records
+    from qedge.registry import Registry
+
+    registry = Registry(context.settings)
+    version = registry.resolve(model)
+    registry.set_alias(version.name, alias, version.version)
+    Records.open(context.settings.home).log.append("model.promoted", model=version.name, version=version.version, alias=alias)
+    context.console.print(f"{version.name}@{alias} is now version {version.version}")
+    return {"model": version.name, "version": version.version, "alias": alias}
+
+
+@main.group()
+def receipt() -> None:
+    """The signed privacy receipt of a model version."""
+
+
+@command(receipt, "show")
+@click.argument("model")
+def receipt_show(context: Context, model: str) -> Facts:
+    """Print a model's receipt."""
+    import rich.json
+
+    from qedge.receipt import Receipt
+
+    folder = _fetch(context, model)
+    values = Receipt.read(folder / "receipt.json").plain()
+    context.console.print(rich.json.JSON(json.dumps(values)))
+    return values
+
+
+@command(receipt, "verify")
+@click.argument("model")
+@click.option("--key", metavar="PUBLIC", help="The public key to trust; without it only the one in the receipt is checked.")
+def receipt_verify(context: Context, model: str, key: str | None) -> Facts:
+    """Check a receipt's signature and the digest of every file it names."""
+    from qedge.display import facts
+    from qedge.receipt import Receipt, verify
+    from qedge.security.keys import Keys, public_key
+
+    folder = _fetch(context, model)
+    own = context.settings.home / "keys" / "signing.ed25519"
+    pinned = public_key(key) if key else Keys.open(context.settings.home).public if own.exists() else None
+    read = Receipt.read(folder / "receipt.json")
+    checked = verify(read, pinned, folder)
+    values = {"model": model, "receipt": read.id, "signature": "holds", "files": sorted(read.artifacts), "key": checked.key_id}
+    values["pinned"] = "given key" if key else "this home's key" if pinned else "NOT PINNED: the key came with the receipt"
+    facts(context.console, "the receipt holds", values)
+    return values
+
+
+@main.group()
+def log() -> None:
+    """The audit log."""
+
+
+@command(log, "verify")
+def log_verify(context: Context) -> Facts:
+    """Check the chain of the log and of the ledger, their signatures, and that neither is older than was seen."""
+    from qedge.display import facts
+    from qedge.records import Records
+
+    records = Records.open(context.settings.home)
+    report = records.log.verify()
+    records.ledger.verify()
+    head = records.ledger.head()
+    values: Facts = {"entries": report.entries, "checkpoints": report.checkpoints, "log_head": report.head.hash, "ledger_events": head.seq}
+    values["ledger_head"] = head.hash
+    facts(context.console, "log and ledger hold", values)
+    return values
+
+
+@command(log, "show")
+@click.option("--last", type=int, default=30, show_default=True)
+def log_show(context: Context, last: int) -> Facts:
+    """The last entries of the log."""
+    from qedge.display import table
+    from qedge.records import Records
+
+    entries = [entry.body() for entry in Records.open(context.settings.home).log.entries()][-last:]
+    rows = [(entry["seq"], entry["time"], entry["actor"], entry["event"], json.dumps(entry["facts"])) for entry in entries]
+    table(context.console, "audit log", ("seq", "time", "actor", "event", "facts"), rows)
+    return {"entries": entries}
+
+
+@command(main)
+def start(context: Context) -> Facts:
+    """Start a Ray cluster on this machine that outlives the command (with what Serve needs)."""
+    from actors.cluster import start_head
+    from qedge.display import facts
+
+    record = start_head(context.settings)
+    facts(context.console, "Ray is up", {"address": record.address, "stop it with": "qedge stop"})
+    return {"address": record.address, "pid": record.pid}
+
+
+@command(main)
+def stop(context: Context) -> Facts:
+    """Stop the cluster that `qedge start` started, and everything on it."""
+    from actors.cluster import stop_head
+
+    stopped = stop_head(context.settings)
+    context.console.print("stopped" if stopped else "nothing was running")
+    return {"stopped": stopped}
+
+
+@command(main)
+@click.argument("model")
+@click.option("--host", default=None, help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=int, default=None, help="Port to listen on (default 8000).")
+def deploy(context: Context, model: str, host: str | None, port: int | None) -> Facts:
+    """Serve a model (NAME@champion) over HTTP on Ray Serve."""
+    from actors.cluster import connect, start_head
+    from qedge.records import Records
+    from serve_apps.app import deploy as deploy_model
+
+    begun = time.perf_counter()
+    wanted = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
+    settings = context.settings.model_copy(update={"serve": context.settings.serve.model_copy(update=wanted)})
+    version, folder = _resolve(context, model)
+    if settings.address is None:
+        start_head(settings)
+    with connect(settings, start=False):
+        url = deploy_model(settings, version.name, version.version, folder)
+    Records.open(settings.home).log.append("model.deployed", model=version.name, version=version.version, receipt=version.receipt_id)
+    context.console.print(f"{version.name} version {version.version} answers at {url}/v2/models/{version.name}/infer", highlight=False)
+    return {"model": version.name, "version": version.version, "url": url, "seconds": time.perf_counter() - begun}
+
+
+@command(main)
+@click.argument("model")
+def undeploy(context: Context, model: str) -> Facts:
+    """Stop serving a model."""
+    from actors.cluster import connect
+    from qedge.records import Records
+    from serve_apps.app import undeploy as undeploy_model
+
+    with connect(context.settings, start=False):
+        undeploy_model(context.settings, model)
+    Records.open(context.settings.home).log.append("model.undeployed", model=model)
+    context.console.print(f"{model} is no longer served")
+    return {"model": model}
+
+
+@command(main)
+@click.argument("model")
+@click.argument("rows", required=False, type=click.Path())
+@click.option("--job", type=click.Path(), help="Send the held-out rows of this job, and count how many labels are right.")
+@click.option("--url", default=None, help="Endpoint (default: http://127.0.0.1:8000).")
+def predict(context: Context, model: str, rows: str | None, job: str | None, url: str | None) -> Facts:
+    """Send the rows of a table (or a job's held-out rows) to a served model over HTTP."""
+    from qedge.display import facts, table
+    from qedge.errors import InvalidRequest
+    from qedge.prediction import held_out_rows, table_rows
+    from qedge.sdk import Client
+
+    if (rows is None) == (job is None):
+        raise InvalidRequest("give either a table of rows or --job JOB")
+    serve = context.settings.serve
+    with Client(url or f"http://{serve.host}:{serve.port}") as client:
+        described = client.model(model)
+        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), described.features), None)
+        answer = client.infer(model, features)
+    predicted = [label if isinstance(label, str) else int(label) for label in answer.labels]
+    values: Facts = {"model": model, "version": answer.version, "receipt": answer.receipt, "rows": len(predicted)}
+    if labels is not None:
+        values["accuracy"] = sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
+    else:
+        table(context.console, "predictions", ("row", "label"), list(enumerate(predicted))[:20])
+    facts(context.console, "answered over HTTP", values)
+    return values | {"labels": predicted}
+
+
+@command(main)
+@click.option("--port", type=int, default=5000, show_default=True)
+def ui(context: Context, port: int) -> Facts:
+    """Open the MLflow UI on this home's registry, until interrupted."""
+    from qedge.mlflow_ui import serve_ui
+
+    context.console.print(f"MLflow UI at http://127.0.0.1:{port} — Ctrl-C ends it", highlight=False)
+    serve_ui(context.settings, port)
+    return {"port": port}
+
+
+@command(main)
+def status(context: Context) -> Facts:
+    """The cluster, what is served, the runs and the budgets of this home."""
+    from actors.cluster import status as cluster_status
+    from qedge.display import facts
+
+    values = cluster_status(context.settings)
+    facts(context.console, f"home {context.settings.home}", values)
+    return values
+
+
+@command(main)
+def doctor(context: Context) -> Facts:
+    """Versions, cores, memory, execution providers, and what is missing."""
+    from qedge.display import facts
+    from qedge.doctor import examine
+
+    values = examine(context.settings)
+    facts(context.console, "qedge doctor", values)
+    return values
+
+
+def _resolve(context: Context, model: str) -> tuple[Any, Path]:
+    """The version that a reference names, and the folder of its files."""
+    from qedge.registry import Registry
+
+    registry = Registry(context.settings)
+    version = registry.resolve(model)
+    return version, registry.fetch(version, context.settings.home / "models" / version.name / str(version.version))
+
+
+def _fetch(context: Context, model: str) -> Path:
+    return _resolve(context, model)[1]
+
+
+def _short(value: object) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

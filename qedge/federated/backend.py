@@ -1,0 +1,66 @@
+"""Carrying out a prepared run, and the backend that does so in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qedge.config import Settings
+from qedge.data import Rows
+from qedge.errors import Diverged
+from qedge.federated.client import ClientSpec, FederatedClient
+from qedge.federated.completion import complete, record_failure
+from qedge.federated.coordinator import Coordinator, MakeWorkers
+from qedge.federated.events import Event, Phase, RoundFinished
+from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.workers import LocalWorkers
+from qedge.privacy.mechanisms import NoiseSource
+from qedge.publisher import Publisher
+from qedge.records import Records
+
+PUBLISH_TIMEOUT_S = 120.0
+
+
+def carry_out(
+    run: str, settings: Settings, make_workers: MakeWorkers, on_event: Callable[[Event], None], noise: NoiseSource | None = None
+) -> Json:
+    """Train a prepared run from wherever it stands, issue its model and receipt, publish it; the run's result.
+
+    The registry is mirrored in the background; when it is away, the run finishes and is published later.
+
+    Raises:
+        Failed: the run cannot go on now; Tampered: its state is not what it was.
+    """
+    folder, records = RunFolder.open(settings.home, run), Records.open(settings.home)
+    publisher = Publisher(settings, run)
+    publisher.start()
+
+    def tell(event: Event) -> None:
+        if isinstance(event, RoundFinished):
+            publisher.wake()
+        on_event(event)
+
+    try:
+        coordinator = Coordinator(folder, records, make_workers, tell, noise)
+        result = complete(coordinator, coordinator.train(), tell)
+    except Diverged as error:
+        record_failure(folder, records, error)
+        raise
+    finally:
+        on_event(Phase(run, "publishing"))
+        publisher.finish(PUBLISH_TIMEOUT_S)
+    return result
+
+
+class SerialBackend:
+    """The whole run in this process, one client chunk after another, no Ray; the oracle of every other backend."""
+
+    def __init__(self, noise: NoiseSource | None = None) -> None:
+        self.noise = noise
+
+    def run(self, run: str, settings: Settings, on_event: Callable[[Event], None]) -> Json:
+        """See `training.Backend.run`."""
+        return carry_out(run, settings, _local_workers, on_event, self.noise)
+
+
+def _local_workers(spec: ClientSpec, train: Rows, test: Rows | None) -> LocalWorkers:
+    return LocalWorkers(FederatedClient(spec, train, test))

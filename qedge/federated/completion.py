@@ -1,0 +1,234 @@
+"""From the last round to a model somebody may use: evaluate, close the plan, export, sign the receipt, write the result.
+
+Everything can be repeated: a run that was cut off here goes on with whatever is not there yet, and issues its receipt once.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from qedge import __version__, receipt
+from qedge.canonical import decimal, digest
+from qedge.data import fingerprints
+from qedge.errors import QEdgeError
+from qedge.export import save_weights, to_onnx
+from qedge.federated.coordinator import Coordinator
+from qedge.federated.events import Event, Phase
+from qedge.federated.fedavg import ServerState
+from qedge.federated.guarantee import EVALUATION_ROWS, Guarantee, charged_evaluation
+from qedge.federated.run_folder import Json, RunFolder
+from qedge.models import set_parameters
+from qedge.privacy.accounting import ORDERS
+from qedge.records import Records
+from qedge.storage import write_atomically
+
+_FILES = ("model.onnx", "weights.safetensors", "card.json")
+TRUST_MODEL = (
+    "The coordinator and the nodes that hold the clients' rows are trusted, and so is whoever owns the Ray cluster: every actor of a "
+    "cluster can be read by its owner. The guarantee is against those who see the released models."
+)
+_COMPARED_DELTA = 1e-5
+
+
+def complete(coordinator: Coordinator, state: ServerState, tell: Callable[[Event], None]) -> Json:
+    """The run's result, as in its `result.json`.
+
+    Raises:
+        ModelError: the model cannot be exported; StorageFull: the disk is full. The run can be resumed.
+    """
+    folder, records, guarantee = coordinator.folder, coordinator.records, coordinator.guarantee
+    tell(Phase(folder.run, "evaluating"))
+    accuracy, loss = coordinator.evaluate_public(state)
+    if guarantee is not None:
+        if accuracy is None:
+            accuracy = coordinator.evaluate_charged(state)
+        records.ledger.close(folder.run, coordinator.epoch, give_back=True)
+    issued = None
+    if coordinator.noise.for_tests:
+        records.log.append("run.finished", run=folder.run, receipt="none: the noise was for tests")
+    else:
+        tell(Phase(folder.run, "exporting"))
+        issued = _issue(coordinator, state)
+        records.log.append("run.finished", run=folder.run, receipt=issued.id)
+    result = _result(coordinator, accuracy, loss, issued)
+    folder.write("result.json", result)
+    return result
+
+
+def record_failure(folder: RunFolder, records: Records, error: QEdgeError) -> None:
+    """Put on record that a run cannot go on as it is; what it holds stays held."""
+    folder.write("result.json", {"status": "failed", "metrics": {}, "tags": {"qedge.error": error.code}})
+    records.log.append("run.failed", run=folder.run, code=error.code)
+
+
+def _result(coordinator: Coordinator, accuracy: float | None, loss: float | None, issued: receipt.Receipt | None) -> Json:
+    job, guarantee = coordinator.job, coordinator.guarantee
+    epsilon = guarantee.epsilon(job.rounds, evaluated=True) if guarantee else None
+    measured = {"final_accuracy": accuracy, "final_loss": loss, "final_epsilon": epsilon}
+    tags: dict[str, JsonValue] = {"qedge.receipt_id": issued.id if issued else "none"}
+    if guarantee is not None and epsilon is not None:
+        tags |= {"qedge.epsilon": decimal(epsilon), "qedge.delta": decimal(guarantee.delta), "qedge.scope": coordinator.scope or ""}
+        tags["qedge.roster_epsilon"] = decimal(guarantee.roster_epsilon())
+    if issued is not None:
+        tags |= {"qedge.ledger_head": f"{issued.ledger.seq}:{issued.ledger.hash}", "qedge.log_head": f"{issued.log.seq}:{issued.log.hash}"}
+    return {
+        "status": "finished",
+        "metrics": {name: value for name, value in measured.items() if value is not None},
+        "tags": tags,
+        "summary": {
+            "model": job.name,
+            "accuracy": accuracy,
+            "loss": loss,
+            "epsilon": epsilon,
+            "delta": guarantee.delta if guarantee else None,
+            "rounds": job.rounds,
+            "clients": len(coordinator.federation.clients),
+            "seconds_per_round": coordinator.seconds_per_round,
+            "receipt": issued.id if issued else None,
+        },
+    }
+
+
+def _issue(coordinator: Coordinator, state: ServerState) -> receipt.Receipt:
+    """Write the model's folder with its receipt, whole or not at all; the receipt that is there when it is there already."""
+    folder = coordinator.folder
+    if folder.model.exists():
+        return receipt.Receipt.read(folder.model / receipt.FILE)
+    making = folder.path / ".model"
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(mode=0o700)
+    set_parameters(coordinator.module, state.weights)
+    schema = coordinator.federation.schema
+    to_onnx(coordinator.module, schema, making / "model.onnx")
+    save_weights(state.weights, coordinator.module, making / "weights.safetensors")
+    write_atomically(making / "card.json", _card(coordinator))
+    issued = receipt.issue(_body(coordinator, making), coordinator.records.keys)
+    issued.write(making / receipt.FILE)
+    making.rename(folder.model)
+    return issued
+
+
+def _card(coordinator: Coordinator) -> bytes:
+    from qedge.canonical import canonical
+
+    schema, job = coordinator.federation.schema, coordinator.job
+    told = {
+        "none": "send features as they are in the table",
+        "given": "send features as they are in the table; the graph scales them by the declared ranges",
+        "local": "standardise each feature by your own rows' mean and standard deviation before you send it",
+    }
+    return canonical(
+        {
+            "model": job.name,
+            "run": coordinator.folder.run,
+            "kind": job.model.kind,
+            "features": list(schema.features),
+            "labels": list(schema.labels),
+            "scale": schema.scale,
+            "input": told[schema.scale],
+        }
+    )
+
+
+def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
+    folder, records, federation, guarantee = coordinator.folder, coordinator.records, coordinator.federation, coordinator.guarantee
+    prints = fingerprints(federation, lambda message: records.keys.mac("fingerprint", message))
+    ledger, log = records.ledger.head(), records.log.head()
+    body = receipt.Body(
+        model=coordinator.job.name,
+        run=folder.run,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        code_version=__version__,
+        job=digest({"job": repr(folder.read("job.json"))}),
+        artifacts=receipt.artifact_digests(making, _FILES),
+        data=receipt.Data(
+            source=Path(federation.source).name,
+            scope=coordinator.scope,
+            unit="client",
+            relation="zero-out",
+            clients=len(federation.clients),
+            fingerprint=records.keys.mac("receipt", "".join(sorted(prints)).encode()).hex(),
+            labels=_labels(coordinator)[0],
+        ),
+        privacy=receipt.NO_GUARANTEE,
+        uses=_uses(coordinator, records.ledger.runs_without_privacy(prints)),
+        trust_model=TRUST_MODEL,
+        ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
+        log=receipt.HeadOf(seq=log.seq, hash=log.hash),
+    )
+    return receipt.Body.model_validate(body.model_copy(update=_claims(coordinator, guarantee)).model_dump()) if guarantee else body
+
+
+def _claims(coordinator: Coordinator, guarantee: Guarantee) -> dict[str, object]:
+    """What the receipt of a run under privacy says on top."""
+    cohort, delta = coordinator.job.cohort, decimal(guarantee.delta)
+    epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
+    sampled = cohort.sampling == "poisson"
+    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; " + (
+        "amplified by secret Poisson sampling" if sampled else "cohorts of fixed size are accounted without amplification, at twice the bound"
+    )
+    return {
+        "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models",
+        "mechanism": receipt.Mechanism(
+            name="discrete Gaussian on the sum of clipped client updates",
+            clipping_bound=decimal(guarantee.grid.bound),
+            grid_step=decimal(guarantee.grid.step),
+            sensitivity_squared=guarantee.sensitivity_squared,
+            variance=guarantee.variance,
+            noise_multiplier=decimal(guarantee.noise_multiplier),
+            sampling=cohort.sampling,
+            rate=decimal(guarantee.rate),
+            rounds=guarantee.rounds,
+            total_variation=decimal(guarantee.total_variation),
+        ),
+        "accountant": receipt.Accountant(name="Rényi, integer orders", orders=ORDERS, order=guarantee.order),
+        "guarantees": (
+            receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how),
+            receipt.Guarantee(
+                adversary="roster holder",
+                epsilon=decimal(guarantee.roster_epsilon()),
+                delta=delta,
+                how="the same noise without amplification: whoever knows who took part in each round",
+            ),
+        ),
+        "epsilon_at_1e_5": decimal(guarantee.epsilon_at(_COMPARED_DELTA)),
+    }
+
+
+def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[receipt.Use, ...]:
+    """Every use of private rows, and what covers it (design rule: nothing is left unsaid)."""
+    job, data = coordinator.job, coordinator.job.data
+    private = coordinator.guarantee is not None
+    source, covered = _labels(coordinator)
+    uses = [
+        receipt.Use(what="training", covered="charged" if private else "NOT COVERED"),
+        receipt.Use(what="label set", covered=covered, note=source),
+        receipt.Use(what="names of features and of clients, number of clients", covered="public by declaration"),
+    ]
+    if data.scale == "local":
+        uses.append(receipt.Use(what="standardisation", covered="local", note="by each client's own rows"))
+    if isinstance(data.test, str):
+        uses.append(receipt.Use(what="evaluation", covered="public by declaration", note="a file of public rows"))
+    elif data.test is not None and charged_evaluation(job):
+        note = f"once, at the end, at most {EVALUATION_ROWS} rows a client, noisy counts"
+        uses.append(receipt.Use(what="evaluation", covered="charged", note=note))
+    elif data.test is not None:
+        declared = data.evaluation == "public"
+        note = f"a share of {data.test} of each client's rows, evaluated after every round"
+        uses.append(receipt.Use(what="evaluation", covered="public by declaration" if declared else "NOT COVERED", note=note))
+    if unprotected and private:
+        uses.append(receipt.Use(what="earlier runs without privacy", covered="NOT COVERED", note=", ".join(unprotected)))
+    return tuple(uses)
+
+
+def _labels(coordinator: Coordinator) -> tuple[str, str]:
+    if coordinator.job.data.built_in:
+        return "public by the data set", "public by declaration"
+    if coordinator.federation.schema.labels_declared:
+        return "declared by the job", "public by declaration"
+    return "found in the data: declare data.labels to cover it", "NOT COVERED"

@@ -1,0 +1,219 @@
+"""Runs a prepared job from wherever it stands to its end.
+
+A round: draw the cohort → train it and sum its integers → add noise → write the noised sum ahead and flush it → commit its
+digest in the ledger → only now the server's step, evaluation on public rows, metrics. A coordinator that starts on a run
+finds out how far it got from the checkpoint, the write-ahead records and the ledger, and takes over with a new epoch: an older
+coordinator that still lives can commit nothing more, so it releases nothing more.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from qedge.data import Federation, Rows
+from qedge.data import load as load_data
+from qedge.errors import CheckpointTampered, Diverged
+from qedge.federated import fedavg
+from qedge.federated.checkpoint import read_checkpoint, write_checkpoint
+from qedge.federated.client import ClientSpec
+from qedge.federated.events import Event, Phase, RoundFinished
+from qedge.federated.fedavg import ServerState
+from qedge.federated.guarantee import EVALUATION_ROWS, charged_evaluation
+from qedge.federated.kernels import single_thread
+from qedge.federated.preparation import recorded_guarantee, terms_digest
+from qedge.federated.run_folder import RunFolder
+from qedge.federated.selection import draw_cohort, expected_cohort
+from qedge.federated.workers import Workers, make_chunks
+from qedge.federated.write_ahead import Release, WriteAhead
+from qedge.models import build, parameters_vector, set_parameters
+from qedge.privacy.clipping import FIXED_STEP, from_grid
+from qedge.privacy.mechanisms import DiscreteGaussian, NoiseSource, SystemNoise
+from qedge.records import Records
+
+CHECKPOINT_EVERY_S = 1.0
+
+MakeWorkers = Callable[[ClientSpec, Rows, Rows | None], Workers]
+
+
+class Coordinator:
+    """One run, in this process; `make_workers` says where its clients are trained."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        records: Records,
+        make_workers: MakeWorkers,
+        on_event: Callable[[Event], None],
+        noise: NoiseSource | None = None,
+    ) -> None:
+        self.folder, self.records, self.on_event = folder, records, on_event
+        self.noise = noise or SystemNoise()
+        self.job = folder.job()
+        self.key = folder.key()
+        self.guarantee = recorded_guarantee(folder)
+        self.federation = load_data(self.job.data, self.job.seed)
+        self.rows = np.diff(self.federation.train.offsets)
+        schema = self.federation.schema
+        self.module = build(self.job.model, len(schema.features), len(schema.labels), self.job.seed)
+        self.ahead = WriteAhead(folder.releases, lambda message: records.keys.mac("release", message))
+        record = folder.read("record.json") or {}
+        self.chunk = int(str(record["chunk"]))
+        spec = ClientSpec(
+            model=self.job.model,
+            features=len(schema.features),
+            classes=len(schema.labels),
+            algorithm=self.job.algorithm,
+            kernel=str(record["kernel"]),
+            grid=self.guarantee.grid if self.guarantee else None,
+            key=self.key.derive("clients"),
+        )
+        own_test = None if self.federation.test_public_file else self.federation.test
+        self.workers = make_workers(spec, self.federation.train, own_test)
+        self.noise_table = DiscreteGaussian(self.guarantee.variance) if self.guarantee else None
+        self.epoch = self._take_over()
+        self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
+        self.measured = set(folder.metrics_by_round())
+        self.seconds: list[float] = []
+
+    def train(self) -> ServerState:
+        """All rounds that are left.
+
+        Raises:
+            RoundFailed, Diverged, StorageFull: the run can be resumed; Fenced: another coordinator has it; CheckpointTampered.
+        """
+        state = self._restore()
+        self.on_event(Phase(self.folder.run, "training"))
+        saved = time.monotonic()
+        while state.round < self.job.rounds:
+            begun = time.perf_counter()
+            state = self._round(state)
+            self._measure(state)
+            self.seconds.append(time.perf_counter() - begun)
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S or state.round == self.job.rounds:
+                self._checkpoint(state)
+                saved = time.monotonic()
+        return state
+
+    def evaluate_charged(self, state: ServerState) -> float | None:
+        """The one evaluation on clients' held-out rows, by noisy counts: the mean over clients of their accuracy, or None.
+
+        Each of N clients adds 0..K to a count, K the public cap on rows; noise as planned, released like a round.
+        """
+        guarantee, clients = self.guarantee, len(self.federation.clients)
+        if guarantee is None or guarantee.evaluation_variance is None:
+            return None
+        number = self.job.rounds + 1
+        release = self.ahead.read(self.records.ledger.releases(self.folder.run)).get(number)
+        if release is None:
+            if number in self.records.ledger.releases(self.folder.run):
+                raise CheckpointTampered(f"run {self.folder.run}: the evaluation was charged but its record is gone", run=self.folder.run)
+            count = self.workers.correct_counts(state.weights, np.arange(clients), EVALUATION_ROWS, self.job.cohort.deadline_s)
+            noise = DiscreteGaussian(guarantee.evaluation_variance).sample(1, self.noise)
+            release = Release(self.folder.run, number, self.epoch, np.array([count], dtype=np.int64) + noise)
+            self.ahead.append(release)
+        self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
+        return min(1.0, max(0.0, float(release.total[0]) / (EVALUATION_ROWS * clients)))
+
+    @property
+    def seconds_per_round(self) -> float:
+        """Median seconds of the rounds this coordinator ran; 0 when it ran none."""
+        return statistics.median(self.seconds) if self.seconds else 0.0
+
+    def _take_over(self) -> int:
+        if self.guarantee is None:
+            return 0
+        plan = self.records.ledger.plan(self.folder.run)
+        if plan is None or f"terms={terms_digest(self.folder)}" not in plan.participation:
+            raise CheckpointTampered(
+                f"run {self.folder.run}: its job or record is not the one that the ledger holds a plan for", run=self.folder.run
+            )
+        return self.records.ledger.take_over(self.folder.run)
+
+    def _restore(self) -> ServerState:
+        """The state after the last round that counts: the checkpoint, and the releases written since."""
+        mac = self._checkpoint_mac
+        state = read_checkpoint(self.folder.checkpoint, self.folder.run, mac) or fedavg.init(parameters_vector(self.module))
+        if self.guarantee is None:
+            return state
+        committed = self.records.ledger.releases(self.folder.run)
+        releases = self.ahead.read(committed)
+        while state.round < self.job.rounds and (release := releases.get(state.round + 1)):
+            self.records.ledger.commit(self.folder.run, release.round, release.digest, self.epoch)
+            state = self._apply(state, release.total)
+            self._measure(state)
+        if lost := [number for number in committed if state.round < number <= self.job.rounds]:
+            raise CheckpointTampered(
+                f"run {self.folder.run}: round {min(lost)} was charged but its record is gone or was altered", run=self.folder.run
+            )
+        return state
+
+    def _round(self, state: ServerState) -> ServerState:
+        number = state.round + 1
+        cohort = draw_cohort(self.job.cohort, len(self.federation.clients), self.key, number)
+        chunks = make_chunks(cohort, self.rows, self.chunk)
+        partial = self.workers.partial_sum(number, state.weights, chunks, self.job.cohort.deadline_s)
+        if self.noise_table is None:
+            if partial.weight == 0:
+                return fedavg.server_update(state, np.zeros(len(state.weights)), self.job.algorithm)
+            return self._apply(state, partial.total, weight=partial.weight)
+        total = partial.total + self.noise_table.sample(len(state.weights), self.noise)
+        release = Release(self.folder.run, number, self.epoch, total)
+        self.ahead.append(release)
+        self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
+        return self._apply(state, release.total)
+
+    def _apply(self, state: ServerState, total: np.ndarray, weight: int | None = None) -> ServerState:
+        """The server's step on a sum that has been released."""
+        if self.guarantee is not None:  # the denominator is public: what was realised is not
+            mean = from_grid(total, self.guarantee.grid.step, expected_cohort(self.job.cohort, len(self.federation.clients)))
+        else:
+            mean = from_grid(total, FIXED_STEP, weight or 1)
+        after = fedavg.server_update(state, mean, self.job.algorithm)
+        if not np.isfinite(after.weights).all():
+            raise Diverged(f"round {after.round}: the global model is no longer finite; try a smaller learning rate", round=after.round)
+        return after
+
+    def _measure(self, state: ServerState) -> None:
+        """Evaluate where the rows are public, keep the round's metrics, tell whoever listens."""
+        accuracy, loss = self.evaluate_public(state)
+        guarantee = self.guarantee
+        expected = expected_cohort(self.job.cohort, len(self.federation.clients))
+        epsilon = guarantee.epsilon(state.round) if guarantee else None
+        metrics = {"accuracy": accuracy, "loss": loss, "epsilon": epsilon, "expected_cohort": expected}
+        # Under privacy how long a round took is nobody's business: its stamp is the run's start plus its number.
+        stamp = self.created_ms + state.round if guarantee else time.time_ns() // 1_000_000
+        if state.round not in self.measured:
+            self.folder.append_metrics(state.round, stamp, {name: value for name, value in metrics.items() if value is not None})
+        left = self.records.ledger.scope(self.scope).left if guarantee and self.scope else None
+        self.on_event(RoundFinished(self.folder.run, state.round, self.job.rounds, expected, accuracy, loss, epsilon, left))
+
+    def evaluate_public(self, state: ServerState) -> tuple[float | None, float | None]:
+        """Accuracy and mean cross-entropy on the rows declared public, or (None, None) where there are none."""
+        test = self.federation.test
+        if test is None or charged_evaluation(self.job):
+            return None, None
+        set_parameters(self.module, state.weights)
+        self.module.eval()
+        with single_thread(), torch.no_grad():
+            outputs = self.module(torch.from_numpy(test.features))
+            labels = torch.from_numpy(test.labels)
+            return float((outputs.argmax(1) == labels).double().mean()), float(functional.cross_entropy(outputs, labels))
+
+    def _checkpoint(self, state: ServerState) -> None:
+        write_checkpoint(self.folder.checkpoint, state, self.folder.run, self._checkpoint_mac)
+        self.ahead.forget()
+
+    def _checkpoint_mac(self, message: bytes) -> bytes:
+        return self.records.keys.mac("checkpoint", message)
+
+    @property
+    def scope(self) -> str | None:
+        """The scope the run charges."""
+        scope = (self.folder.read("record.json") or {}).get("scope")
+        return str(scope) if scope else None

@@ -1,0 +1,146 @@
+"""What a run under privacy will cost and may claim, decided whole before anything is computed.
+
+Central client-level differential privacy on the integer grid: relation zero-out (one client's rows emptied, the number of
+clients public), sensitivity one bound, discrete Gaussian noise (Canonne, Kamath, Steinke 2020), Poisson sampling accounted at
+integer orders (Mironov, Talwar, Zhang 2019). A cohort of fixed size is accounted without amplification, at twice the bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import JsonValue
+
+from qedge.errors import InvalidPrivacy
+from qedge.job import TrainingJob
+from qedge.privacy.accounting import RenyiCost, best_order, calibrate, epsilon_of, evaluation_variance, sampled_gaussian
+from qedge.privacy.clipping import Grid
+from qedge.privacy.mechanisms import DiscreteGaussian
+
+EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
+_EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """The mechanism of a run and its cost.
+
+    sensitivity_squared: squared norm, in grid units, of what one client may change in the sum as the accountant sees it;
+    variance: of the noise, in grid units squared; evaluation_variance: of the noise on the one charged evaluation, or None.
+    """
+
+    grid: Grid
+    sensitivity_squared: int
+    variance: int
+    rate: float
+    rounds: int
+    order: int
+    delta: float
+    per_round: RenyiCost
+    evaluation: RenyiCost | None
+    evaluation_variance: int | None
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Standard deviation of the noise over the sensitivity."""
+        return float((self.variance / self.sensitivity_squared) ** 0.5)
+
+    @property
+    def total_variation(self) -> float:
+        """How far the sampled noise of the whole run may be from the exact distribution; part of delta."""
+        return DiscreteGaussian(self.variance).total_variation * self.grid.params * self.rounds
+
+    def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
+        """What so many rounds spend, with the evaluation or without."""
+        cost = self.per_round * rounds
+        return cost + self.evaluation if evaluated and self.evaluation else cost
+
+    def epsilon(self, rounds: int, *, evaluated: bool = False) -> float:
+        """Of the released models after so many rounds, at the scope's order."""
+        if rounds == 0:
+            return 0.0
+        return epsilon_of(self.cost(rounds, evaluated=evaluated).at(self.order), self.order, self.delta - self.total_variation)
+
+    def roster_epsilon(self) -> float:
+        """Against whoever knows who took part in every round: the same noise with no amplification by sampling."""
+        unsampled = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0) * self.rounds
+        whole = unsampled + self.evaluation if self.evaluation else unsampled
+        return best_order(whole, self.delta - self.total_variation)[1]
+
+    def epsilon_at(self, delta: float) -> float:
+        """Of the whole run at another delta, at its best order (the plan was fixed before it ran)."""
+        return best_order(self.cost(self.rounds, evaluated=True), delta)[1]
+
+    def plain(self) -> dict[str, JsonValue]:
+        """What is put on record and read back by `read`; numbers that are not integers as decimal strings."""
+        return {
+            "bound": repr(self.grid.bound),
+            "params": self.grid.params,
+            "sensitivity_squared": self.sensitivity_squared,
+            "variance": self.variance,
+            "rate": repr(self.rate),
+            "rounds": self.rounds,
+            "order": self.order,
+            "delta": repr(self.delta),
+            "per_round": list(self.per_round.nanos),
+            "evaluation": list(self.evaluation.nanos) if self.evaluation else None,
+            "evaluation_variance": self.evaluation_variance,
+        }
+
+
+def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | None) -> Guarantee:
+    """The least noise with which the whole job costs at most its epsilon.
+
+    order: the Rényi order that the scope to be charged has frozen, or None when the job will open it.
+
+    Raises:
+        InvalidPrivacy: one client, delta not below 1/clients, or no noise that would do.
+    """
+    privacy = job.privacy
+    if privacy is None:
+        raise InvalidPrivacy("the job says 'privacy: none', there is nothing to guarantee")
+    if clients < 2:
+        raise InvalidPrivacy("client-level privacy needs at least two clients; the client column names one")
+    if privacy.delta >= 1 / clients:
+        raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/clients = {1 / clients:.3g}", given=privacy.delta)
+    grid = Grid(privacy.clipping.bound, params)
+    poisson = job.cohort.sampling == "poisson"
+    rate = job.cohort.rate or 1.0 if poisson else 1.0
+    sensitivity_squared = grid.sensitivity_squared * (1 if poisson else 4)
+    evaluated = job.data.test is not None and charged_evaluation(job)
+    share = 1 - _EVALUATION_SHARE if evaluated else 1.0
+    fit = calibrate(privacy.epsilon, privacy.delta, sensitivity_squared, rate, job.rounds, order=order, share=share)
+    evaluation, variance = None, None
+    if evaluated:
+        left = round(fit.cost_round.at(fit.order) * job.rounds * _EVALUATION_SHARE / share)
+        variance = evaluation_variance(left, fit.order, EVALUATION_ROWS**2)
+        evaluation = sampled_gaussian(EVALUATION_ROWS**2, variance, 1.0)
+    return Guarantee(
+        grid, sensitivity_squared, fit.variance, rate, job.rounds, fit.order, privacy.delta, fit.cost_round, evaluation, variance
+    )
+
+
+def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
+    """The guarantee that `plain` put on record."""
+    evaluation, variance = values["evaluation"], values["evaluation_variance"]
+    return Guarantee(
+        grid=Grid(float(str(values["bound"])), int(str(values["params"]))),
+        sensitivity_squared=int(str(values["sensitivity_squared"])),
+        variance=int(str(values["variance"])),
+        rate=float(str(values["rate"])),
+        rounds=int(str(values["rounds"])),
+        order=int(str(values["order"])),
+        delta=float(str(values["delta"])),
+        per_round=_cost(values["per_round"]),
+        evaluation=_cost(evaluation) if evaluation is not None else None,
+        evaluation_variance=int(str(variance)) if variance is not None else None,
+    )
+
+
+def charged_evaluation(job: TrainingJob) -> bool:
+    """Whether clients' held-out rows are private: then they are looked at once, at the end, by noisy counts."""
+    return job.privacy is not None and job.data.evaluation != "public" and not isinstance(job.data.test, str)
+
+
+def _cost(values: JsonValue) -> RenyiCost:
+    return RenyiCost(tuple(int(str(nano)) for nano in values)) if isinstance(values, list) else RenyiCost.zero()

@@ -1,0 +1,190 @@
+"""Everything that can refuse a job, before anything is computed.
+
+Read the data, build the model, plan the privacy cost, hold the whole plan in the ledger. A job that is refused leaves nothing
+but a line in the audit log; one that is accepted leaves a run folder from which it can be begun, or gone on with, at any time.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+
+from pydantic import JsonValue
+
+from qedge.canonical import digest
+from qedge.config import Settings
+from qedge.data import Federation, default_scope, fingerprints
+from qedge.data import load as load_data
+from qedge.errors import Refused, UnknownScope
+from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
+from qedge.federated.kernels import choose_kernel
+from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.selection import expected_cohort
+from qedge.job import TrainingJob
+from qedge.models import build, parameters_vector, refuse_if_not_private
+from qedge.privacy.ledger import Opening, Plan
+from qedge.records import Records
+
+_VERSIONS = ("qedge", "torch", "numpy", "ray", "onnxruntime", "mlflow")
+
+
+def prepare(job: TrainingJob, settings: Settings) -> RunFolder:
+    """Check the job, hold its budget, and make its run folder.
+
+    Raises:
+        Refused: any of its kinds; nothing was computed, nothing is held, no folder is left.
+        Tampered: the ledger or the log is not what it was.
+    """
+    federation = load_data(job.data, job.seed)
+    module = build(job.model, len(federation.schema.features), len(federation.schema.labels), job.seed)
+    params = len(parameters_vector(module))
+    if job.privacy is not None:
+        refuse_if_not_private(module)
+        plan_guarantee(job, len(federation.clients), params, order=None)  # refuses before the home is touched
+    chunk = chunk_size(job, len(federation.clients))
+    kernel = choose_kernel(module, job.algorithm, len(federation.schema.features), len(federation.schema.labels), chunk)
+    records = Records.open(settings.home)
+    folder: RunFolder | None = None
+    try:
+        prints = _prints(federation, records)
+        scope, guarantee = _terms(job, federation, params, prints, records, settings)
+        folder = RunFolder.create(settings.home, job)
+        folder.write("run.json", _description(folder.run, job))
+        folder.write("record.json", _record(job, federation, params, chunk, kernel, scope, guarantee))
+        hold(folder, job, prints, records)
+    except Refused as error:
+        if folder is not None:
+            folder.remove()
+        records.log.append("job.refused", job=job.name, code=error.code, reason=error.message)
+        raise
+    records.log.append("run.prepared", run=folder.run, scope=scope or "", privacy=job.privacy is not None)
+    return folder
+
+
+def reopen(run: str, settings: Settings) -> RunFolder:
+    """The folder of a run that was cut off, with its plan held if the cut came before that.
+
+    Raises:
+        UnknownRun: no such run; Refused, Tampered: as `prepare`.
+    """
+    folder = RunFolder.open(settings.home, run)
+    result = folder.read("result.json")
+    if result is not None and result["status"] == "failed":
+        (folder.path / "result.json").unlink()
+    job, records = folder.job(), Records.open(settings.home)
+    if job.privacy is not None and records.ledger.plan(run) is None:
+        hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
+    records.log.append("run.resumed", run=run)
+    return folder
+
+
+def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: Records) -> None:
+    """Hold the run's whole plan in the ledger, unless it is held already.
+
+    Raises:
+        BudgetExceeded: it does not fit; the error says how many rounds would.
+    """
+    record = folder.read("record.json")
+    if job.privacy is None:
+        records.ledger.record_without_privacy(folder.run, prints)
+        return
+    if record is None or records.ledger.plan(folder.run) is not None:
+        return
+    guarantee = read_guarantee(_mapping(record["guarantee"]))
+    plan = Plan(
+        run=folder.run,
+        scope=str(record["scope"]),
+        rounds=job.rounds,
+        per_round=guarantee.per_round,
+        final=guarantee.evaluation,
+        participation=f"{job.cohort.sampling} rate={guarantee.rate!r} terms={terms_digest(folder)}",
+    )
+    opening = Opening(job.privacy.epsilon, job.privacy.delta, guarantee.order)
+    records.ledger.hold(plan, prints, opening=opening)
+
+
+def terms_digest(folder: RunFolder) -> str:
+    """Digest of the job and of what was decided with it: the ledger's plan names it, so neither can be changed afterwards."""
+    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json"))})
+
+
+def chunk_size(job: TrainingJob, clients: int) -> int:
+    """Clients trained as one piece of work: a quarter of the expected cohort, within 4 and 64."""
+    return max(4, min(64, math.ceil(expected_cohort(job.cohort, clients) / 4)))
+
+
+def recorded_guarantee(folder: RunFolder) -> Guarantee | None:
+    """The guarantee on record, or None for a run without privacy."""
+    record = folder.read("record.json")
+    return read_guarantee(_mapping(record["guarantee"])) if record and record["guarantee"] else None
+
+
+def _terms(
+    job: TrainingJob, federation: Federation, params: int, prints: frozenset[str], records: Records, settings: Settings
+) -> tuple[str | None, Guarantee | None]:
+    """The scope to charge and the guarantee under its frozen order."""
+    if job.privacy is None:
+        records.ledger.refuse_without_privacy(prints)
+        return None, None
+    name = job.privacy.budget or default_scope(job.data)
+    scope = records.ledger.find(prints, job.privacy.budget)
+    if scope is None:
+        scope = next((known for known in records.ledger.scopes() if known.name == name), None)
+    if scope is None and not settings.ledger.open_by_job:
+        raise UnknownScope(
+            f"no budget for these data: run `qedge budget set {name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}` first",
+            scope=name,
+        )
+    guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
+    return scope.name if scope else name, guarantee
+
+
+def _description(run: str, job: TrainingJob) -> Json:
+    """What the registry shows of the run from its first round on: every parameter of the job by its dotted name."""
+    return {
+        "run_id": run,
+        "name": job.name,
+        "created_ms": time.time_ns() // 1_000_000,
+        "params": dict(_flat("", job.plain())),
+        "tags": {"qedge.run_id": run, "qedge.privacy": "none" if job.privacy is None else job.privacy.unit},
+    }
+
+
+def _flat(prefix: str, value: JsonValue) -> Iterator[tuple[str, JsonValue]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else key, inner)
+    elif value is not None:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+def _record(
+    job: TrainingJob, federation: Federation, params: int, chunk: int, kernel: str, scope: str | None, guarantee: Guarantee | None
+) -> Json:
+    return {
+        "clients": len(federation.clients),
+        "features": len(federation.schema.features),
+        "params": params,
+        "chunk": chunk,
+        "kernel": kernel,
+        "threads": 1,
+        "scope": scope,
+        "guarantee": guarantee.plain() if guarantee else None,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+    }
+
+
+def _prints(federation: Federation, records: Records) -> frozenset[str]:
+    return fingerprints(federation, lambda message: records.keys.mac("fingerprint", message))
+
+
+def _mapping(value: object) -> Json:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a mapping on record, found {type(value).__name__}")
+    return value

@@ -1,0 +1,111 @@
+"""The folder of one run: where each of its files lies, and how its plain ones are written and read.
+
+    runs/<run>/                 0700
+      job.json                  the job as it was asked for
+      record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
+      secret.key                the run's key, 0600 (cohorts, batches, rounding)
+      releases.wal              noised sums not yet covered by the checkpoint
+      checkpoint                the state after the last round it covers
+      metrics.jsonl             one line a round; run.json and result.json: what the registry mirrors
+      model/                    model.onnx, weights.safetensors, receipt.json, card.json: complete or absent
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from qedge.errors import UnknownRun, nearest
+from qedge.federated.randomness import RunKey
+from qedge.job import TrainingJob
+from qedge.storage import storage_errors, write_atomically
+
+Json = dict[str, JsonValue]
+
+
+class RunFolder:
+    """One run's folder."""
+
+    def __init__(self, home: Path, run: str) -> None:
+        self.run = run
+        self.path = home / "runs" / run
+        self.checkpoint = self.path / "checkpoint"
+        self.releases = self.path / "releases.wal"
+        self.metrics = self.path / "metrics.jsonl"
+        self.model = self.path / "model"
+
+    @classmethod
+    def create(cls, home: Path, job: TrainingJob) -> RunFolder:
+        """A new folder with the job and the key in it: `<name>-<time>-<random>`."""
+        run = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
+        folder = cls(home, run)
+        folder.path.mkdir(mode=0o700)
+        key = RunKey.from_seed(job.seed) if job.privacy is None else RunKey(secrets.token_bytes(32))
+        write_atomically(folder.path / "secret.key", key.secret)
+        folder.write("job.json", job.plain())
+        return folder
+
+    @classmethod
+    def open(cls, home: Path, run: str) -> RunFolder:
+        """The folder of a run that exists.
+
+        Raises:
+            UnknownRun: there is none; the message offers the nearest.
+        """
+        folder = cls(home, run)
+        if not (folder.path / "job.json").exists():
+            raise UnknownRun(f"no run '{run}' under {home / 'runs'}; {nearest(run, run_ids(home)) or 'there are none'}", run=run)
+        return folder
+
+    def remove(self) -> None:
+        """Delete the folder of a run that was refused before it began."""
+        shutil.rmtree(self.path)
+
+    def job(self) -> TrainingJob:
+        """The job that was asked for."""
+        return TrainingJob.parse(self.read("job.json"))
+
+    def key(self) -> RunKey:
+        """The run's key."""
+        return RunKey((self.path / "secret.key").read_bytes())
+
+    def read(self, name: str) -> Json | None:
+        """A JSON file of the folder, or None when it is not there."""
+        try:
+            values: Json = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return values
+
+    def write(self, name: str, values: Json) -> None:
+        """Replace a JSON file of the folder."""
+        write_atomically(self.path / name, json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
+
+    def append_metrics(self, round_number: int, time_ms: int, metrics: dict[str, float]) -> None:
+        """One more round for the registry to mirror."""
+        line = json.dumps({"round": round_number, "time_ms": time_ms, "metrics": metrics}).encode() + b"\n"
+        with storage_errors(self.metrics), open(self.metrics, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(line)
+
+    def metrics_by_round(self) -> dict[int, dict[str, float]]:
+        """What was measured after each round so far; a torn last line is cut off."""
+        if not self.metrics.exists():
+            return {}
+        content = self.metrics.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.metrics, len(whole))
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return {row["round"]: row["metrics"] for row in rows}
+
+
+def run_ids(home: Path) -> list[str]:
+    """All runs of a home, oldest first."""
+    folders = [path for path in (home / "runs").glob("*") if (path / "job.json").exists()]
+    return [path.name for path in sorted(folders, key=lambda path: (path / "job.json").stat().st_mtime_ns)]

@@ -1,0 +1,31 @@
+"""Who takes part in a round.
+
+Poisson sampling takes each client independently, which is what the accountant's amplification by sampling assumes;
+uniform sampling takes a fixed number without replacement.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qedge.federated.randomness import RunKey
+from qedge.job import Cohort
+
+
+def draw_cohort(cohort: Cohort, clients: int, key: RunKey, round_number: int) -> np.ndarray:
+    """The clients of one round, [cohort] int64, ascending; the same for the same key and round."""
+    words = key.derive("cohort", round_number).uniform_words(clients)
+    if cohort.sampling == "poisson":
+        return np.flatnonzero(words < _threshold(cohort.rate or 0.0)) if cohort.rate != 1 else np.arange(clients)
+    return np.sort(np.argsort(words, kind="stable")[: cohort.size])
+
+
+def expected_cohort(cohort: Cohort, clients: int) -> float:
+    """q·N, the public stand-in for the realised size."""
+    return float(cohort.size or 0) if cohort.sampling == "uniform" else (cohort.rate or 0.0) * clients
+
+
+def _threshold(rate: float) -> np.uint64:
+    # Rounded down, so that the realised rate is never above the one accounted for (they differ by less than 2**-64).
+    numerator, denominator = rate.as_integer_ratio()
+    return np.uint64((numerator << 64) // denominator)

@@ -1,0 +1,115 @@
+"""The one call that runs a job: `train`.
+
+Where it runs is a backend behind one interface, found by name among the entry points `qedge.backends`: `ray` (the default) and
+`serial`, which runs the same round in this process and gives the same bits.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from pydantic import JsonValue
+
+from qedge.config import Settings
+from qedge.config import load as load_settings
+from qedge.errors import InvalidConfig, nearest
+from qedge.federated.events import Event, Phase
+from qedge.federated.preparation import prepare, reopen
+from qedge.federated.run_folder import Json, RunFolder
+from qedge.job import TrainingJob
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a finished run comes to.
+
+    version: in the registry, or None while it has not been published; accuracy and loss: None where nothing was evaluated;
+    epsilon, delta: of the released models, as the ledger counts them, or None without privacy; clients: in the federation.
+    """
+
+    run_id: str
+    model: str
+    version: int | None
+    accuracy: float | None
+    loss: float | None
+    epsilon: float | None
+    delta: float | None
+    rounds: int
+    clients: int
+    seconds: float
+    seconds_per_round: float
+    receipt: str | None
+
+    def plain(self) -> dict[str, JsonValue]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Backend(Protocol):
+    """Runs a prepared run to its end."""
+
+    def run(self, run: str, settings: Settings, on_event: Callable[[Event], None]) -> Json:
+        """The run's result, as in its `result.json`; raises what the run raised."""
+
+
+def train(
+    job: TrainingJob | None = None,
+    *,
+    resume: str | None = None,
+    backend: str = "ray",
+    settings: Settings | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> TrainingResult:
+    """Train a job, or go on with a run that was cut off.
+
+    Example:
+        >>> from qedge import TrainingJob, train
+        >>> job = TrainingJob.parse({
+        ...     "name": "wine", "data": {"source": "wine", "partition": {"clients": 6}, "test": 0.2}, "model": {"kind": "linear"},
+        ...     "cohort": {"sampling": "uniform", "size": 3}, "privacy": "none", "rounds": 2,
+        ... })
+        >>> train(job, backend="serial").rounds
+        2
+
+    Raises:
+        Refused: the job cannot be run as asked; nothing was computed and nothing charged.
+        Failed: the run was begun and could not be finished; `train(resume=run)` goes on.
+        Tampered: a ledger, log or checkpoint is not what it was.
+    """
+    settings = settings or load_settings()
+    begun = time.perf_counter()
+    runner = _backend(backend)
+    if (job is None) == (resume is None):
+        raise InvalidConfig("train takes either a job or resume=RUN")
+    if job is not None:
+        on_event(Phase(job.name, "preparing"))
+        folder = prepare(job, settings)
+    else:
+        folder = reopen(str(resume), settings)
+    result = (folder.read("result.json") or runner.run(folder.run, settings, on_event))["summary"]
+    return _result(folder, result, time.perf_counter() - begun)
+
+
+def _backend(name: str) -> Backend:
+    known = {point.name: point for point in importlib.metadata.entry_points(group="qedge.backends")}
+    if name not in known:
+        raise InvalidConfig(f"unknown backend '{name}'; {nearest(name, known)}", given=name)
+    backend: Backend = known[name].load()()
+    return backend
+
+
+def _result(folder: RunFolder, result: Json, seconds: float) -> TrainingResult:
+    """The run's result with the version that the registry gave it, once it has."""
+    version = (folder.read("published.json") or {}).get("version")
+    known = {name: result.get(name) for name in ("model", "accuracy", "loss", "epsilon", "delta", "rounds", "clients", "receipt")}
+    return TrainingResult(
+        run_id=folder.run,
+        version=int(str(version)) if version is not None else None,
+        seconds=seconds,
+        seconds_per_round=float(str(result["seconds_per_round"])),
+        **known,  # type: ignore[arg-type]
+    )

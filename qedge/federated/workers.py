@@ -1,0 +1,60 @@
+"""Where clients run: the coordinator's view of whoever trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from qedge.federated.client import FederatedClient, PartialSum
+
+
+class Workers(Protocol):
+    """Trains chunks of clients somewhere and sums their integers; the sum is the same for any number of workers."""
+
+    def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
+        """The sum over all chunks.
+
+        Raises:
+            RoundFailed: it could not be had by the deadline, however often the lost part was run again.
+        """
+
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
+        """See `FederatedClient.correct_counts`."""
+
+
+class LocalWorkers:
+    """One node, in this process, no Ray."""
+
+    def __init__(self, client: FederatedClient) -> None:
+        self.client = client
+
+    def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
+        """See `Workers.partial_sum`; a process that trains by itself has nobody to wait for, so the deadline does not bind."""
+        return self.client.partial_sum(round_number, weights, chunks)
+
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
+        """See `Workers.correct_counts`."""
+        return self.client.correct_counts(weights, clients, cap)
+
+
+def make_chunks(cohort: np.ndarray, rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """The cohort in chunks of at most `size` clients of similar length, [clients] int64 each.
+
+    The chunks depend on the cohort alone, never on how many workers there are: a chunk is the unit whose bits are fixed.
+    rows: [clients of the federation] rows of each.
+    """
+    order = cohort[np.lexsort((cohort, -rows[cohort]))]
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def share_out(chunks: Sequence[np.ndarray], rows: np.ndarray, workers: int) -> list[list[np.ndarray]]:
+    """Chunks for each worker, longest first to whoever has least (Graham 1969); some may get none."""
+    shares: list[list[np.ndarray]] = [[] for _ in range(workers)]
+    load = [0] * workers
+    for chunk in sorted(chunks, key=lambda chunk: -int(rows[chunk].sum())):
+        least = load.index(min(load))
+        shares[least].append(chunk)
+        load[least] += int(rows[chunk].sum())
+    return shares

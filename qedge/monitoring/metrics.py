@@ -1,0 +1,70 @@
+"""Every metric qedge exports, in one table: name, kind, unit, help.
+
+The table knows nothing of what carries it: `actors.metrics` turns rows into Ray's own metrics, which Ray's Prometheus
+endpoint exports with the prefix `ray_`. Names follow Prometheus' conventions: base units, the unit last, `_total` on
+counters (https://prometheus.io/docs/practices/naming). Nothing here may depend on private data: the clients shown are
+those expected, never those drawn, and epsilon is what the ledger has charged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+_FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+_SLOW = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row: `tags` are the label names, `boundaries` the upper edges of a histogram's buckets, in `unit`."""
+
+    name: str
+    kind: Kind
+    unit: str
+    help: str
+    tags: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("qedge_rounds_total", "counter", "rounds", "Federated rounds released", ("model",)),
+    Metric("qedge_round_seconds", "histogram", "seconds", "Wall time of a federated round", ("model",), _SLOW),
+    Metric("qedge_rounds_retried_total", "counter", "rounds", "Rounds whose lost part was run again", ("model",)),
+    Metric("qedge_clients_expected", "gauge", "clients", "Expected cohort of a round (q·N); never the realised one", ("model",)),
+    Metric("qedge_epsilon_spent", "gauge", "epsilon", "Epsilon committed in the privacy ledger", ("scope",)),
+    Metric("qedge_epsilon_budget", "gauge", "epsilon", "Epsilon a scope may spend in its life", ("scope",)),
+    Metric("qedge_plans_refused_total", "counter", "plans", "Training plans the privacy ledger refused", ("scope",)),
+    Metric("qedge_requests_total", "counter", "requests", "Inference requests answered", ("model", "version")),
+    Metric("qedge_request_seconds", "histogram", "seconds", "Time from a whole request body to its answer", ("model", "version"), _FAST),
+    Metric("qedge_request_rows_total", "counter", "rows", "Rows predicted", ("model", "version")),
+    Metric("qedge_requests_refused_total", "counter", "requests", "Requests answered with an error, by its code", ("code",)),
+    Metric("qedge_model_load_seconds", "histogram", "seconds", "Time to verify and load a model", ("model",), _SLOW),
+    Metric("qedge_models_refused_total", "counter", "models", "Models that were not loaded: receipt, digest or format", ("model", "code")),
+    Metric("qedge_models_served", "gauge", "models", "Models a replica has loaded"),
+)
+
+BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
+
+
+def ignore(name: str, value: float, **tags: str) -> None:
+    """Check that `name` and its tags are in the table, and record nothing: where no cluster carries metrics.
+
+    Raises:
+        KeyError: a name or a set of tags the table does not have.
+    """
+    row(name, tags)
+
+
+def row(name: str, tags: dict[str, str]) -> Metric:
+    """The table's row for `name`, its tags checked.
+
+    Raises:
+        KeyError: a name or a set of tags the table does not have.
+    """
+    metric = BY_NAME[name]
+    if set(tags) != set(metric.tags):
+        raise KeyError(f"metric {name} has the tags {metric.tags}, not {tuple(tags)}")
+    return metric

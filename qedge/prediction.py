@@ -1,0 +1,36 @@
+"""Rows for a served model: a table's, or the held-out rows of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from qedge import tables
+from qedge.data import load
+from qedge.errors import DataError
+from qedge.job import TrainingJob
+
+
+def table_rows(path: Path, features: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    """The named columns of a table, [rows, features] float32, in the model's order.
+
+    Raises:
+        DataNotFound: the file or a column is not there; InvalidValue: a value that is not a finite number.
+    """
+    return tables.features(tables.read(path), features)
+
+
+def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | list[int]]:
+    """The rows a job holds out, as a caller sends them, and their labels.
+
+    Raises:
+        DataError: the job holds out none.
+    """
+    job = TrainingJob.load(job_file)
+    federation = load(job.data, job.seed)
+    if federation.test is None:
+        raise DataError("the job holds out no rows: give data.test, a share of each client's rows or a file")
+    labels = [federation.schema.labels[index] for index in federation.test.labels]
+    return federation.test_raw, labels

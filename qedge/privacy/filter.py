@@ -1,0 +1,113 @@
+"""The privacy filter: which budgets can be opened, and which plans fit them.
+
+A scope's (epsilon, delta) and Rényi order are fixed before anything is released. A plan is accepted iff held + committed +
+plan, at that order, converts to at most epsilon at that delta: a privacy filter, valid though every plan is chosen after
+seeing all earlier releases (Feldman & Zrnic 2021, Theorem 4.3; Lécuyer 2021, Theorem 1). Choosing the best order afterwards
+would not be.
+
+Source: V. Feldman, T. Zrnic, "Individual privacy accounting via a Rényi filter", NeurIPS 2021; M. Lécuyer, "Practical
+privacy filters and odometers with Rényi differential privacy", 2021.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qedge.errors import BudgetExceeded, InvalidPrivacy
+from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, frozen_order
+from qedge.privacy.ledger_events import Plan, Scope
+
+UNIT, RELATION = "client", "zero-out"
+MAX_EPSILON = 1000.0
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The budget with which a first job opens the scope of its data. clients: how many, where that is to be checked."""
+
+    epsilon: float
+    delta: float
+    order: int
+    unit: str = UNIT
+    relation: str = RELATION
+    clients: int | None = None
+
+    def scope(self, name: str) -> Scope:
+        """The scope that it opens.
+
+        Raises:
+            InvalidPrivacy: a parameter out of range, or nothing would fit.
+        """
+        check_range(self.epsilon, self.delta, self.clients)
+        if self.order not in ORDERS:
+            raise InvalidPrivacy(
+                f"order is {self.order}; accepted: {ORDERS[0]} to 64, then {', '.join(map(str, ORDERS[63:]))}", given=self.order
+            )
+        if self.unit != UNIT or self.relation != RELATION:
+            raise InvalidPrivacy(
+                f"a {self.unit} under {self.relation} is not accounted; accepted: a {UNIT} under {RELATION}", given=self.unit
+            )
+        if allowance(self.epsilon, self.delta, self.order) < 0:
+            raise InvalidPrivacy(
+                f"nothing fits epsilon {self.epsilon:g} at delta {self.delta:g} and order {self.order}; accepted: a higher order, "
+                f"as order {frozen_order(self.epsilon, self.delta)}",
+                given=self.order,
+            )
+        nothing = RenyiCost.zero()
+        return Scope(name, self.unit, self.relation, self.epsilon, self.delta, self.order, nothing, nothing)
+
+
+def check_range(epsilon: float, delta: float, clients: int | None) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        InvalidPrivacy: epsilon outside (0, 1000], or delta outside (0, 1) or not below 1/clients.
+    """
+    if not 0 < epsilon <= MAX_EPSILON:
+        raise InvalidPrivacy(f"epsilon is {epsilon}; accepted: 0 < epsilon <= {MAX_EPSILON:g}", given=epsilon)
+    if not 0 < delta < 1:
+        raise InvalidPrivacy(f"delta is {delta}; accepted: 0 < delta < 1/clients", given=delta)
+    if clients is not None and delta * clients >= 1:
+        raise InvalidPrivacy(f"delta is {delta}; accepted: below 1/clients = {1 / clients:.3g}", given=delta)
+
+
+def refuse_thawing(scope: Scope, **given: object) -> None:
+    """Refuse another delta, order or unit than the one frozen with the scope.
+
+    Raises:
+        InvalidPrivacy: names what is frozen.
+    """
+    for name, value in given.items():
+        frozen = getattr(scope, name)
+        if value not in (None, frozen):
+            raise InvalidPrivacy(
+                f"the {name} of scope '{scope.name}' is frozen at {frozen}, what it released was accounted with it; given {value}. "
+                "Only epsilon can change",
+                scope=scope.name,
+                given=value,
+                frozen=frozen,
+            )
+
+
+def refuse_over_budget(scope: Scope, plan: Plan) -> None:
+    """The filter: held + committed + plan at the frozen order, against the most that converts to the budget.
+
+    Raises:
+        BudgetExceeded: with what is left, what was asked, and how many of the plan's rounds would fit.
+    """
+    reserved = (scope.held + scope.committed).at(scope.order)
+    room = allowance(scope.epsilon, scope.delta, scope.order) - reserved
+    if plan.cost.at(scope.order) <= room:
+        return
+    each = plan.per_round.at(scope.order)
+    final = plan.final.at(scope.order) if plan.final else 0
+    fit = max(0, (room - final) // each) if each else 0
+    raise BudgetExceeded(
+        f"the plan does not fit scope '{scope.name}': its {plan.rounds} rounds alone come to epsilon {scope.epsilon_of(plan.cost):.4g}, "
+        f"and {scope.left:.4g} of {scope.epsilon:g} is left; {fit} rounds of it would fit",
+        scope=scope.name,
+        epsilon=scope.epsilon,
+        left=scope.left,
+        asked=scope.epsilon_of(plan.cost),
+        rounds_that_fit=fit,
+    )

@@ -1,0 +1,134 @@
+"""The stacked kernel against the sequential oracle, and what both promise about bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qedge.errors import ModelError
+from qedge.federated.kernels import ClientBatches, SequentialKernel, StackedKernel, build_kernel, choose_kernel, plan_steps
+from qedge.job import Algorithm, Model
+from qedge.models import affine_layers, build, parameters_vector
+
+
+def _algorithm(**values: object) -> Algorithm:
+    return Algorithm.model_validate(values)
+
+
+def _chunk(sizes: list[int], algorithm: Algorithm, features: int, classes: int, seed: int) -> list[ClientBatches]:
+    generator = np.random.default_rng(seed)
+    return [
+        ClientBatches(
+            generator.standard_normal((rows, features), dtype=np.float32),
+            generator.integers(0, classes, rows),
+            plan_steps(rows, algorithm, np.random.default_rng(seed + 1 + k)),
+        )
+        for k, rows in enumerate(sizes)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hidden=st.lists(st.integers(1, 24), max_size=3),
+    features=st.integers(1, 20),
+    classes=st.integers(2, 7),
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=9),
+    batch_size=st.one_of(st.none(), st.integers(1, 48)),
+    epochs=st.integers(1, 4),
+    rate=st.floats(0.001, 0.5),
+    shuffle=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_stacked_equals_the_sequential_oracle(hidden, features, classes, sizes, batch_size, epochs, rate, shuffle, seed):
+    model = Model(kind="mlp", hidden=hidden) if hidden else Model(kind="linear")
+    algorithm = _algorithm(batch_size=batch_size, local_epochs=epochs, learning_rate=rate, shuffle=shuffle)
+    module = build(model, features, classes, seed)
+    weights = parameters_vector(module)
+    chunk = _chunk(sizes, algorithm, features, classes, seed)
+    layers = affine_layers(module)
+    assert layers is not None
+    slow = SequentialKernel(module, rate).updates(weights, chunk)
+    fast = StackedKernel(layers, rate).updates(weights, chunk)
+    # A ReLU whose input is within rounding of zero may open in one and not in the other; such a client is rare and says nothing of the kernel.
+    apart = np.abs(slow - fast).max(axis=1)
+    assert np.median(apart) <= 1e-6
+    assert (apart <= 1e-6 * max(1.0, float(np.abs(slow).max()))).mean() >= 1 - 1 / max(2, len(sizes))
+
+
+def test_one_linear_step_equals_the_gradient_written_by_hand():
+    features, labels = np.array([[1.0, 2.0]], dtype=np.float32), np.array([1])
+    weights = np.zeros(6, dtype=np.float32)  # weight [2 classes, 2 features], then bias [2]
+    chunk = [ClientBatches(features, labels, [np.array([0])])]
+    update = StackedKernel([(2, 2)], 1.0).updates(weights, chunk)[0]
+    # softmax(0, 0) - onehot(1) = (1/2, -1/2); gradient of the weight is its outer product with the row.
+    np.testing.assert_allclose(update, [-0.5, -1.0, 0.5, 1.0, -0.5, 0.5], atol=1e-7)
+
+
+@pytest.mark.parametrize("kernel", ["stacked", "sequential"])
+def test_a_client_without_rows_changes_nothing(kernel):
+    algorithm = _algorithm(kernel=kernel)
+    module = build(Model(kind="mlp", hidden=(4,)), 3, 2, 0)
+    chunk = _chunk([0, 5], algorithm, 3, 2, 0)
+    updates = build_kernel(kernel, module, algorithm).updates(parameters_vector(module), chunk)
+    assert not updates[0].any()
+    assert updates[1].any()
+
+
+@pytest.mark.parametrize("kernel", ["stacked", "sequential"])
+def test_the_same_chunk_gives_the_same_bits_from_read_only_weights(kernel):
+    algorithm = _algorithm(kernel=kernel, batch_size=4, local_epochs=2)
+    module = build(Model(kind="mlp", hidden=(8,)), 6, 3, 0)
+    weights = parameters_vector(module)
+    weights.flags.writeable = False
+    chunk = _chunk([7, 3, 9], algorithm, 6, 3, 1)
+    first = build_kernel(kernel, module, algorithm).updates(weights, chunk)
+    second = build_kernel(kernel, build(Model(kind="mlp", hidden=(8,)), 6, 3, 5), algorithm).updates(weights, chunk)
+    assert first.tobytes() == second.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(0, 200), size=st.integers(1, 50), epochs=st.integers(1, 5), cap=st.integers(1, 100), most=st.integers(1, 40))
+def test_steps_keep_the_public_caps_and_see_each_row_once_an_epoch(rows, size, epochs, cap, most):
+    algorithm = _algorithm(batch_size=size, local_epochs=epochs, max_rows=cap, max_steps=most)
+    steps = plan_steps(rows, algorithm, np.random.default_rng(0))
+    assert len(steps) <= most
+    assert all(1 <= len(step) <= size for step in steps)
+    seen = [row for step in steps for row in step]
+    assert len(set(seen)) <= cap
+    per_epoch = -(-min(rows, cap) // size)
+    if rows and len(steps) >= per_epoch:
+        first = [row for step in steps[:per_epoch] for row in step]
+        assert len(first) == len(set(first)) == min(rows, cap)
+
+
+def test_auto_takes_the_sequential_kernel_for_a_cnn_and_refuses_to_stack_it():
+    module = build(Model(kind="cnn"), 64, 10, 0)
+    assert choose_kernel(module, _algorithm(), 64, 10, 4) == "sequential"
+    with pytest.raises(ModelError, match="sequential"):
+        choose_kernel(module, _algorithm(kernel="stacked"), 64, 10, 4)
+
+
+def test_auto_finds_the_stacked_kernel_faster_on_a_small_mlp():
+    module = build(Model(kind="mlp", hidden=(32,)), 64, 10, 0)
+    assert choose_kernel(module, _algorithm(batch_size=16), 64, 10, 25) == "stacked"
+
+
+def test_training_a_cnn_lowers_its_loss_on_its_own_rows():
+    algorithm = _algorithm(local_epochs=25, batch_size=8, learning_rate=0.2)
+    module = build(Model(kind="cnn"), 64, 3, 0)
+    weights = parameters_vector(module)
+    chunk = _chunk([24], algorithm, 64, 3, 3)
+    after = weights + SequentialKernel(module, 0.2).updates(weights, chunk)[0]
+    losses = []
+    for vector in (weights, after):
+        module.eval()
+        from qedge.models import set_parameters
+
+        set_parameters(module, vector.astype(np.float32))
+        with torch.no_grad():
+            outputs = module(torch.from_numpy(chunk[0].features))
+            losses.append(float(torch.nn.functional.cross_entropy(outputs, torch.from_numpy(chunk[0].labels))))
+    assert losses[1] < losses[0] / 2
