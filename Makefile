@@ -57,7 +57,7 @@ $(RUNTIME):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "qedge needs Python 3.11 or newer; '$(PYTHON)' is not. Name one: make PYTHON=python3.12" >&2; exit 1; }
 	@if [ -f $(MARKER) ] && kill -0 "$$(cat $(MARKER))" 2>/dev/null; then echo "another make (process $$(cat $(MARKER))) is installing into .venv; if it is not, remove .venv" >&2; exit 1; fi; \
 	if [ -f $(MARKER) ]; then echo "an installation was interrupted; starting it again"; rm -rf .venv; fi; \
-	set -e; mkdir -p .venv; rm -f .venv/.runtime-* .venv/.tooling-*; echo $$$$ > $(MARKER); \
+	set -e; echo "installing into .venv from requirements.lock: some minutes the first time"; mkdir -p .venv; rm -f .venv/.runtime-* .venv/.tooling-*; echo $$$$ > $(MARKER); \
 	$(PYTHON) -m venv .venv; \
 	$(PIP) -r requirements.lock; \
 	$(PIP) --no-deps --no-build-isolation -e .; \
@@ -65,6 +65,6 @@ $(RUNTIME):
 
 # While the tools are installed the environment counts as unfinished as a whole.
 $(TOOLING): $(RUNTIME)
-	@set -e; rm -f .venv/.tooling-*; mv $(RUNTIME) $(MARKER); echo $$$$ > $(MARKER); \
+	@set -e; echo "installing what the tests need"; rm -f .venv/.tooling-*; mv $(RUNTIME) $(MARKER); echo $$$$ > $(MARKER); \
 	$(PIP) -r requirements-dev.lock; \
 	mv $(MARKER) $(RUNTIME); touch $@

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from actors import environment
 from qedge.config import Settings, ensure_home
-from qedge.errors import AddressUnreachable, Failed, InvalidConfig
+from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse, QEdgeError
+from qedge.sdk import Client
 from qedge.storage import locked, write_atomically
 
 NAMESPACE = "qedge"
@@ -39,7 +40,7 @@ class ClusterRecord(BaseModel):
     address: str
     pid: int
     folder: Path
-    serve_url: str
+    serve_url: str | None
 
 
 @dataclass
@@ -81,38 +82,41 @@ def connect(settings: Settings, *, start: bool) -> Connection:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         return Connection(ray.get_runtime_context().gcs_address, _owned=False)
-    if settings.address not in (None, "local"):
-        return _join(str(settings.address), {}, settings)
-    record = status(settings) if settings.address is None else None
-    if record is not None:
+    if settings.address == "local":
+        return _start_private(settings)
+    record = head(settings)
+    if record is not None and settings.address in (None, record.address):
         return _join(record.address, environment.token_environment(settings), settings)
+    if settings.address is not None:
+        return _join(settings.address, {}, settings)
     if not start:
         raise AddressUnreachable(f"no Ray is running for {settings.home}; `qedge start` starts one, `--address` names another")
     return _start_private(settings)
 
 
-def start_head(settings: Settings) -> ClusterRecord:
+def start_head(settings: Settings, *, serve: bool = False) -> ClusterRecord:
     """Start the home's own cluster, which outlives this process; when it is already running, say where.
 
-    Ray is up when this returns; Serve is still coming up, behind the lock of `serve_starting`.
+    Ray is up when this returns; Serve is still coming up, behind the lock of `serve_starting`, so that the first model to be
+    deployed finds it there. Where its port is taken it is left out, or, with `serve`, the cluster is refused.
 
     Raises:
-        PortInUse: the port for HTTP is taken; nothing was started.
+        PortInUse: `serve`, and the port for HTTP is taken; nothing was started.
         Failed: Ray did not come up in `cluster.start_timeout_s`; what had been started is gone again.
     """
     ensure_home(settings.home)
     with _alone(settings):
-        record = status(settings)
+        record = head(settings)
         if record is not None:
             return record
         _end_recorded(settings)
-        environment.refuse_taken_port(settings.serve.host, settings.serve.port)
+        url = _free_endpoint(settings, required=serve)
         folder = environment.new_folder()
         try:
-            head = _spawn(settings, folder)
-            address = _wait_for_address(head, settings, folder)
-            record = ClusterRecord(address=address, pid=head.pid, folder=folder, serve_url=serve_url(settings))
-            write_atomically(settings.home / "cluster.json", record.model_dump_json().encode())
+            process = _spawn(settings, folder, serve=url is not None)
+            address = _wait_for_address(process, settings, folder)
+            record = ClusterRecord(address=address, pid=process.pid, folder=folder, serve_url=url)
+            _write(settings, record)
         except BaseException:
             end_processes(folder)
             raise
@@ -127,13 +131,25 @@ def stop_head(settings: Settings) -> bool:
         return _end_recorded(settings)
 
 
-def status(settings: Settings) -> ClusterRecord | None:
+def status(settings: Settings) -> dict[str, JsonValue]:
+    """The home's own cluster and what it serves, to be shown."""
+    record = head(settings)
+    if record is None:
+        return {"cluster": "not running"}
+    shown: dict[str, JsonValue] = {"cluster": "running", "address": record.address, "pid": record.pid, "endpoint": record.serve_url}
+    if record.serve_url is not None:
+        with Client(record.serve_url, timeout_s=settings.cluster.connect_timeout_s) as client, suppress(QEdgeError):
+            shown["models"] = [*client.models()]
+    return shown
+
+
+def head(settings: Settings) -> ClusterRecord | None:
     """The home's own cluster, if it is running."""
     record = _recorded(settings)
     if record is None or not _alive(record):
         return None
-    host, _, port = record.address.rpartition(":")
-    return record if environment.speaks_grpc(host, int(port), settings.cluster.connect_timeout_s) else None
+    token = environment.token_path(settings).read_text(encoding="utf-8")
+    return record if environment.ask_alive(record.address, token, settings.cluster.connect_timeout_s) else None
 
 
 @contextmanager
@@ -142,6 +158,21 @@ def serve_starting(settings: Settings) -> Iterator[None]:
     ensure_home(settings.home)
     with locked(settings.home / "serve.lock", timeout_s=settings.cluster.start_timeout_s):
         yield
+
+
+def connected_head(settings: Settings) -> ClusterRecord | None:
+    """The home's own cluster, if it is the one this process is connected to."""
+    import ray
+
+    record = _recorded(settings)
+    return record if record is not None and record.address == ray.get_runtime_context().gcs_address else None
+
+
+def note_endpoint(settings: Settings, url: str) -> None:
+    """Put on the record of the home's own cluster, if this process is connected to it, where its Serve listens now."""
+    record = connected_head(settings)
+    if record is not None and record.serve_url != url:
+        _write(settings, record.model_copy(update={"serve_url": url}))
 
 
 def serve_url(settings: Settings) -> str:
@@ -181,6 +212,10 @@ def _recorded(settings: Settings) -> ClusterRecord | None:
         return None
 
 
+def _write(settings: Settings, record: ClusterRecord) -> None:
+    write_atomically(settings.home / "cluster.json", record.model_dump_json().encode())
+
+
 def _alive(record: ClusterRecord) -> bool:
     try:
         return environment.is_marked(psutil.Process(record.pid), record.folder)
@@ -197,11 +232,21 @@ def _end_recorded(settings: Settings) -> bool:
     return True
 
 
-def _spawn(settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
+def _free_endpoint(settings: Settings, *, required: bool) -> str | None:
+    try:
+        environment.refuse_taken_port(settings.serve.host, settings.serve.port)
+    except PortInUse:
+        if required:
+            raise
+        return None
+    return serve_url(settings)
+
+
+def _spawn(settings: Settings, folder: Path, *, serve: bool) -> subprocess.Popen[bytes]:
     variables = os.environ | environment.cluster_environment(settings, folder)
     with (settings.home / "cluster.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "actors.head", settings.model_dump_json(), str(folder)],
+            [sys.executable, "-m", "actors.head", settings.model_dump_json(), str(folder), "serve" if serve else "train"],
             env={name: value for name, value in variables.items() if value is not None},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -211,12 +256,12 @@ def _spawn(settings: Settings, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
-def _wait_for_address(head: subprocess.Popen[bytes], settings: Settings, folder: Path) -> str:
+def _wait_for_address(process: subprocess.Popen[bytes], settings: Settings, folder: Path) -> str:
     patience_s = settings.cluster.start_timeout_s
     deadline = time.monotonic() + patience_s
     ready, log = folder / "address", settings.home / "cluster.log"
     while not ready.exists():
-        if head.poll() is not None:
+        if process.poll() is not None:
             raise Failed(f"Ray did not start; {log} says why", log=str(log))
         if time.monotonic() > deadline:
             raise Failed(f"Ray did not start in {patience_s:g} s (cluster.start_timeout_s); {log} may say why", log=str(log))
@@ -225,30 +270,35 @@ def _wait_for_address(head: subprocess.Popen[bytes], settings: Settings, folder:
 
 
 def _join(address: str, variables: Mapping[str, str | None], settings: Settings) -> Connection:
-    if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidConfig(f"the Ray address is '{address}'; expected HOST:PORT, ray://HOST:PORT, auto or local", given=address)
-        if not environment.speaks_grpc(host.strip("[]"), int(port), settings.cluster.connect_timeout_s):
-            raise AddressUnreachable(f"no Ray answers at {address}", address=address)
-    before = environment.put_environment(variables)
+    before = environment.put_environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")} | dict(variables))
     try:
-        return Connection(_init(address), _before=before)
+        return Connection(_init(_resolved(address), settings.cluster.connect_timeout_s), _before=before)
     except BaseException:
         environment.put_environment(before)
         raise
 
 
-def _init(address: str) -> str:
+def _resolved(address: str) -> str:
+    if address == "auto":
+        from ray._private.services import canonicalize_bootstrap_address_or_die
+
+        try:
+            return str(canonicalize_bootstrap_address_or_die(address))
+        except ConnectionError:
+            raise AddressUnreachable("no Ray is running on this machine", address=address) from None
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InvalidConfig(f"the Ray address is '{address}'; expected HOST:PORT of a cluster this machine is part of", given=address)
+    return address
+
+
+def _init(address: str, timeout_s: float) -> str:
     import ray
 
-    _forget_token()
+    if not environment.ask_alive(address, _token(), timeout_s):
+        raise AddressUnreachable(f"no Ray answers at {address}", address=address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except ray.exceptions.AuthenticationError:
-        raise AddressUnreachable(
-            f"the Ray at {address} refuses our token; RAY_AUTH_TOKEN_PATH names the right one", address=address
-        ) from None
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
         raise AddressUnreachable(f"the Ray at {address} does not take us: {error}", address=address) from None
     return str(ray.get_runtime_context().gcs_address)
@@ -276,7 +326,7 @@ def start_ray(settings: Settings, folder: Path) -> str:
     """
     import ray
 
-    _forget_token()
+    _token()
     try:
         ray.init(
             address="local",
@@ -293,9 +343,15 @@ def start_ray(settings: Settings, folder: Path) -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def _forget_token() -> None:
-    """Make Ray read the token and its mode anew: it keeps those of the first cluster this process spoke to."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+def _token() -> str | None:
+    """The token Ray will present, read anew: it keeps that of the first cluster this process spoke to."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+    loader = AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    if not loader.has_token(ignore_auth_mode=True):
+        return None
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
+    loader.reset_cache()
+    return str(loader.get_raw_token())

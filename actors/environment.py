@@ -11,7 +11,6 @@ import os
 import secrets
 import socket
 import tempfile
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,15 +18,14 @@ from pathlib import Path
 import psutil
 
 from qedge.config import Settings
-from qedge.errors import InvalidConfig, PortInUse
+from qedge.errors import AddressUnreachable, InvalidConfig, PortInUse
 from qedge.storage import storage_errors, write_beside
 
 MARK = "IN_QEDGE_CLUSTER"
 _LONGEST_TEMPORARY_FOLDER = 30
 _TAKEN = {errno.EADDRINUSE, errno.EACCES}
 _REPLICA_PORTS = range(20000, 30000, 100)
-_HTTP2_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _HTTP2_SETTINGS
+_CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def new_folder() -> Path:
@@ -36,9 +34,14 @@ def new_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="qe-", dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"))  # noqa: S108 - random name, 0700
 
 
+def token_path(settings: Settings) -> Path:
+    """Where the token of the home's clusters lies."""
+    return settings.home / "keys" / "ray.token"
+
+
 def token_environment(settings: Settings) -> dict[str, str | None]:
     """Variables that make Ray ask for, and present, the home's own token (made when missing, 0600)."""
-    path = settings.home / "keys" / "ray.token"
+    path = token_path(settings)
     with storage_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
@@ -98,7 +101,8 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def is_marked(process: psutil.Process, folder: Path) -> bool:
     """Whether a living process belongs to the cluster in `folder`."""
     try:
-        return process.environ().get(MARK) == str(folder) and process.status() != psutil.STATUS_ZOMBIE
+        mark: str | None = process.environ().get(MARK)
+        return mark == str(folder) and process.is_running()
     except (psutil.Error, OSError):
         return False
 
@@ -123,25 +127,25 @@ def refuse_taken_port(host: str, port: int) -> None:
         raise InvalidConfig(f"serve.host '{host}' is no address of this machine: {error.strerror}", given=host) from None
 
 
-def speaks_grpc(host: str, port: int, timeout_s: float) -> bool:
-    """Whether something there answers as gRPC does: the first frame of HTTP/2 (RFC 9113, 3.4) is SETTINGS.
+def ask_alive(address: str, token: str | None, timeout_s: float) -> bool:
+    """Whether a Ray of ours answers at HOST:PORT, asked directly: Ray's own client tries for 20 to 40 s before it gives up.
 
-    Ray's own client waits 40 s before it gives up on a port that is silent or speaks something else.
+    Raises:
+        AddressUnreachable: there is a Ray, and it refuses `token`.
     """
-    deadline = time.monotonic() + timeout_s
-    try:
-        with socket.create_connection((host, port), timeout=timeout_s) as connection:
-            connection.sendall(_HTTP2_PREFACE)
-            answer = b""
-            while len(answer) < 4 and time.monotonic() < deadline:
-                connection.settimeout(max(deadline - time.monotonic(), 0.001))
-                part = connection.recv(9)
-                if not part:
-                    return False
-                answer += part
-    except OSError:
-        return False
-    return answer[3:4] == b"\x04"
+    import grpc
+
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_CHECK_ALIVE)(b"", timeout=timeout_s, metadata=metadata)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise AddressUnreachable(
+                    f"the Ray at {address} refuses our token; RAY_AUTH_TOKEN_PATH names the file with the right one", address=address
+                ) from None
+            return False
+    return True
 
 
 def _free_ports(count: int) -> list[int]:

@@ -40,9 +40,9 @@ class RayWorkers:
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
         self.rows = np.diff(train.offsets)
-        held = ray.put(train), ray.put(test)
+        self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
         count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.actors = [FederatedClientActor.remote(spec, *held) for _ in range(count)]
+        self.actors = [FederatedClientActor.remote(*self.standing_for) for _ in range(count)]
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
         """See `Workers.partial_sum`."""
@@ -73,29 +73,36 @@ class RayWorkers:
         deadline_s: float,
         what: str,
     ) -> list:
-        """Every piece of work done once: what misses the deadline, or dies for good, is shared out anew among all actors.
+        """Every piece of work done once: what misses the deadline, or dies for good, is shared out anew.
 
-        An attempt has its own references, so an answer that comes late is never looked at.
+        An actor that is late is given up and another stands in for it, so that a node that hangs costs one deadline, not one a
+        round. An attempt has its own references: an answer that comes too late is never looked at.
         """
         done: list = []
         for _ in range(ATTEMPTS):
-            waiting = {submit(actor, part): part for actor, part in zip(self.actors, share(work, len(self.actors)), strict=True) if part}
+            shares = share(work, len(self.actors))
+            waiting = {submit(self.actors[slot], part): slot for slot, part in enumerate(shares) if part}
             work = []
             end = time.monotonic() + deadline_s
             while waiting:
                 ready, _rest = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
                 if not ready:
                     break
-                part = waiting.pop(ready[0])
+                slot = waiting.pop(ready[0])
                 try:
                     done.append(ray.get(ready[0]))
                 except RayTaskError as error:
                     raise error.cause if isinstance(error.cause, QEdgeError) else error from None
                 except RayActorError:
-                    work += part
-            for late in waiting:
-                ray.cancel(late)
-                work += waiting[late]
+                    work += shares[slot]
+                    self._replace(slot)
+            for slot in waiting.values():
+                work += shares[slot]
+                self._replace(slot)
             if not work:
                 return done
         raise RoundFailed(f"{what}: {ATTEMPTS} attempts of {deadline_s:g} s each passed without all of its clients", attempts=ATTEMPTS)
+
+    def _replace(self, slot: int) -> None:
+        ray.kill(self.actors[slot])
+        self.actors[slot] = FederatedClientActor.remote(*self.standing_for)

@@ -1,6 +1,6 @@
 """The process behind `qedge start`: it owns a Ray and starts Serve on it, until it is told to stop.
 
-Run as `python -m actors.head SETTINGS FOLDER`, SETTINGS as JSON, in the environment of `actors.environment`.
+Run as `python -m actors.head SETTINGS FOLDER serve|train`, SETTINGS as JSON, in the environment of `actors.environment`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def main() -> None:
         address = start_ray(settings, folder)
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         write_atomically(folder / "address", address.encode())
-        start_serve(settings)
+        if sys.argv[3] == "serve":
+            start_serve(settings)
     stopping.wait()
 
 

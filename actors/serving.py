@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+
+from actors.environment import refuse_taken_port
 from qedge.config import Settings
+
+if TYPE_CHECKING:
+    from ray.serve.schema import LoggingConfig
 
 
 def start_serve(settings: Settings) -> None:
-    """Start Serve's controller and its ingress on the head, listening where the settings say; when it runs, do nothing."""
-    from ray import serve
-    from ray.serve.schema import LoggingConfig
+    """Start Serve's controller and its ingress on the head node, listening where the settings say; when it runs, do nothing.
 
+    Raises:
+        PortInUse: the port is taken on this machine, and this machine is the head node; nothing was started.
+    """
+    import ray
+    from ray import serve
+
+    if serve.status().proxies:
+        return
+    head = next((node for node in ray.nodes() if "node:__internal_head__" in node["Resources"]), None)
+    if head is None or head["NodeManagerAddress"] == ray.util.get_node_ip_address():
+        refuse_taken_port(settings.serve.host, settings.serve.port)
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": settings.serve.host, "port": settings.serve.port},
-        logging_config=LoggingConfig(enable_access_log=False, log_level="WARNING"),
+        logging_config=quiet(),
     )
+
+
+def quiet() -> LoggingConfig:
+    """Serve's logging as we want it: no line per request (they say who asked what), warnings and errors only; here as well."""
+    from ray.serve.schema import LoggingConfig
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    return LoggingConfig(enable_access_log=False, log_level="WARNING")

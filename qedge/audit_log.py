@@ -184,10 +184,8 @@ class AuditLog:
         Raises:
             LogTampered: the witness was altered. RolledBack: it is gone.
         """
-        found = Witness.read(self._home, self._keys)
-        if found is None:
-            raise RolledBack(f"the witness of {self.path} (keys/heads.json) is gone", path=str(self.path))
-        return found
+        with self._open():
+            return self._read_witness()
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -217,17 +215,23 @@ class AuditLog:
 
     def _check_witness(self) -> None:
         if self._chain.head == GENESIS and Witness.read(self._home, self._keys) is None:
-            Witness(GENESIS, GENESIS).write(self._home, self._keys)
-        seen = self.witness().log
+            Witness(GENESIS, GENESIS).create(self._home, self._keys)
+        seen = self._read_witness().log
         if seen.seq > self._chain.head.seq:
             raise RolledBack(f"{self.path} ends at entry {self._chain.head.seq}; {seen.seq} entries were seen", path=str(self.path))
         if not self._chain.contains(seen):
             raise LogTampered(f"{self.path}, line {seen.seq}: it is not the entry that was seen", path=str(self.path), line=seen.seq)
         self._chain.signed = max(self._chain.signed, seen.seq)
 
+    def _read_witness(self) -> Witness:
+        found = Witness.read(self._home, self._keys)
+        if found is None:
+            raise RolledBack(f"the witness of {self.path} (keys/heads.json) is gone", path=str(self.path))
+        return found
+
     def _bear_witness(self) -> None:
         self._chain.signed = self._chain.head.seq
-        Witness(self._chain.head, self._chain.ledger).write(self._home, self._keys)
+        Witness(self._chain.head, self._chain.ledger).update(self._home, self._keys)
 
     def _write_checkpoint(self, file: int) -> None:
         head = self._chain.head

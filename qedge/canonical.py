@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 
 from pydantic import JsonValue
 
@@ -64,13 +63,15 @@ def decimal(number: float) -> str:
 
 
 def _refuse_unfit(value: object) -> None:
-    if isinstance(value, Mapping):
+    if value is None or isinstance(value, str | int):
+        return
+    if isinstance(value, list | tuple):
+        for item in value:
+            _refuse_unfit(item)
+    elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"canonical JSON has text keys only; given {type(key).__name__}")
             _refuse_unfit(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_unfit(item)
-    elif value is not None and not isinstance(value, str | int):
+    else:
         raise TypeError(f"canonical JSON has no {type(value).__name__}; give integers, or a number as a decimal string")

@@ -303,15 +303,30 @@ def log_show(context: Context, last: int) -> Facts:
     return {"entries": entries}
 
 
+def listening(function: Callable[..., Facts]) -> Callable[..., Facts]:
+    """The options that say where the endpoint listens; they reach the function through the settings."""
+
+    @functools.wraps(function)
+    def run(context: Context, host: str | None, port: int | None, **arguments: object) -> Facts:
+        serve = context.settings.serve
+        wanted = {"host": host or serve.host, "port": port or serve.port}
+        context.settings = context.settings.model_copy(update={"serve": serve.model_copy(update=wanted)})
+        return function(context, **arguments)
+
+    named = click.option("--host", help="Address the endpoint listens on (default 127.0.0.1).")(run)
+    return click.option("--port", type=click.IntRange(1, 65535), help="Port the endpoint listens on (default 8000).")(named)
+
+
 @command(main)
+@listening
 def start(context: Context) -> Facts:
-    """Start a Ray cluster on this machine that outlives the command (with what Serve needs)."""
+    """Start Ray on this machine, with what Serve needs; it outlives the command."""
     from actors.cluster import start_head
     from qedge.display import facts
 
     record = start_head(context.settings)
-    facts(context.console, "Ray is up", {"address": record.address, "stop it with": "qedge stop"})
-    return {"address": record.address, "pid": record.pid}
+    facts(context.console, "Ray is up", {"address": record.address, "endpoint": record.serve_url, "stop it with": "qedge stop"})
+    return {"address": record.address, "url": record.serve_url, "pid": record.pid}
 
 
 @command(main)
@@ -326,23 +341,23 @@ def stop(context: Context) -> Facts:
 
 @command(main)
 @click.argument("model")
-@click.option("--host", default=None, help="Address to listen on (default 127.0.0.1).")
-@click.option("--port", type=int, default=None, help="Port to listen on (default 8000).")
-def deploy(context: Context, model: str, host: str | None, port: int | None) -> Facts:
-    """Serve a model (NAME@champion) over HTTP on Ray Serve."""
+@listening
+def deploy(context: Context, model: str) -> Facts:
+    """Serve a model (NAME@champion) over HTTP on Ray Serve; starts Ray when none is running."""
     from actors.cluster import connect, start_head
     from qedge.records import Records
     from serve_apps.app import deploy as deploy_model
+    from serve_apps.inference import ModelFolder
 
     begun = time.perf_counter()
-    wanted = {key: value for key, value in {"host": host, "port": port}.items() if value is not None}
-    settings = context.settings.model_copy(update={"serve": context.settings.serve.model_copy(update=wanted)})
-    version, folder = _resolve(context, model)
+    settings = context.settings
     if settings.address is None:
         start_head(settings)
+    version, folder = _resolve(context, model)
+    records = Records.open(settings.home)
     with connect(settings, start=False):
-        url = deploy_model(settings, version.name, version.version, folder)
-    Records.open(settings.home).log.append("model.deployed", model=version.name, version=version.version, receipt=version.receipt_id)
+        url = deploy_model(settings, ModelFolder(version.name, str(version.version), str(folder), records.keys.public.hex()))
+    records.log.append("model.deployed", model=version.name, version=version.version, receipt=version.receipt_id)
     context.console.print(f"{version.name} version {version.version} answers at {url}/v2/models/{version.name}/infer", highlight=False)
     return {"model": version.name, "version": version.version, "url": url, "seconds": time.perf_counter() - begun}
 
@@ -366,20 +381,23 @@ def undeploy(context: Context, model: str) -> Facts:
 @click.argument("model")
 @click.argument("rows", required=False, type=click.Path())
 @click.option("--job", type=click.Path(), help="Send the held-out rows of this job, and count how many labels are right.")
-@click.option("--url", default=None, help="Endpoint (default: http://127.0.0.1:8000).")
+@click.option("--url", default=None, help="Endpoint (default: that of this home).")
 def predict(context: Context, model: str, rows: str | None, job: str | None, url: str | None) -> Facts:
     """Send the rows of a table (or a job's held-out rows) to a served model over HTTP."""
     from qedge.display import facts, table
     from qedge.errors import InvalidRequest
-    from qedge.prediction import held_out_rows, table_rows
+    from qedge.prediction import feature_names, held_out_rows, table_rows
     from qedge.sdk import Client
 
     if (rows is None) == (job is None):
         raise InvalidRequest("give either a table of rows or --job JOB")
-    serve = context.settings.serve
-    with Client(url or f"http://{serve.host}:{serve.port}") as client:
+    if url is None:
+        from actors.cluster import serve_url
+
+        url = serve_url(context.settings)
+    with Client(url) as client:
         described = client.model(model)
-        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), described.features), None)
+        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), feature_names(described)), None)
         answer = client.infer(model, features)
     predicted = [label if isinstance(label, str) else int(label) for label in answer.labels]
     values: Facts = {"model": model, "version": answer.version, "receipt": answer.receipt, "rows": len(predicted)}
@@ -408,7 +426,7 @@ def status(context: Context) -> Facts:
     from actors.cluster import status as cluster_status
     from qedge.display import facts
 
-    values = cluster_status(context.settings)
+    values: Facts = dict(cluster_status(context.settings))
     facts(context.console, f"home {context.settings.home}", values)
     return values
 
@@ -419,7 +437,7 @@ def doctor(context: Context) -> Facts:
     from qedge.display import facts
     from qedge.doctor import examine
 
-    values = examine(context.settings)
+    values: Facts = examine(context.settings)
     facts(context.console, "qedge doctor", values)
     return values
 

@@ -117,7 +117,7 @@ def _load_built_in(data: Data, seed: int) -> Federation:
     if isinstance(data.test, str):
         raise DataError(f"data.test: '{data.source}' has no file of test rows; accepted: a share between 0 and 1", given=data.test)
     known = built_in.read(data.source)
-    partition = data.partition or Partition.model_validate({})
+    partition = data.partition or Partition()
     owner = built_in.deal(known.labels, partition.clients, partition.dirichlet, np.random.default_rng(seed))
     width = len(str(partition.clients - 1))
     clients = tuple(f"client-{k:0{width}d}" for k in range(partition.clients))
@@ -195,32 +195,39 @@ def _federation(data: Data, schema: Schema, raw: _Raw, messages: tuple[bytes, ..
         train, test = raw.where(~in_test), raw.where(in_test)
     elif data.test is not None:
         test = _public_rows(data, schema)
-    affine = _standard(train) if data.scale == "local" else (schema.center, schema.spread)
-    # Public rows are standardised by themselves: by the clients' statistics they would carry private ones out.
-    test_affine = _standard(test) if data.scale == "local" and isinstance(data.test, str) and test else affine
-    test_rows = _scaled(test, *test_affine) if test else None
-    test_raw = np.empty((0, len(schema.features)), np.float32) if test is None or test_rows is None else test.features
+    public = isinstance(data.test, str)
+    affine = test_affine = (schema.center, schema.spread)
+    if data.scale == "local":
+        affine = _standard(train)
+        # Public rows are standardised by themselves: by the clients' statistics they would carry private ones out.
+        test_affine = _standard(test) if public and test else affine
+    test_rows = _scaled(test, *test_affine, schema.scale) if test else None
+    test_raw = test.features if test else np.empty((0, len(schema.features)), np.float32)
     return Federation(
         schema=schema,
         clients=raw.clients,
-        train=_scaled(train, *affine),
+        train=_scaled(train, *affine, schema.scale),
         test=test_rows,
         test_raw=test_rows.features if test_rows and data.scale == "local" else test_raw,
-        test_public_file=isinstance(data.test, str),
+        test_public_file=public,
         source=data.source if data.built_in else Path(data.source).name,
         identity=messages,
     )
 
 
 def _test_share(raw: _Raw, share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Which rows are for testing, bool [rows]: floor(share * rows) of each client, by a generator of its own; one row at least trains."""
+    """Which rows are for testing, bool [rows]: share * rows of each client, rounded at random by a generator of its own.
+
+    Rounding at random lets small clients be tested as often as large ones. One row at least trains.
+    """
     chosen = np.zeros(len(raw.features), np.bool_)
     bounds = raw.offsets.tolist()
     for client, start, stop in zip(raw.clients, bounds[:-1], bounds[1:], strict=True):
-        size = min(int(share * (stop - start) + 1e-9), stop - start - 1)
+        own = int.from_bytes(hashlib.blake2b(client.encode(), digest_size=16).digest(), "little")
+        generator = np.random.default_rng([seed, own])
+        size = min(int(share * (stop - start) + generator.random()), stop - start - 1)
         if size > 0:
-            own = int.from_bytes(hashlib.blake2b(client.encode(), digest_size=16).digest(), "little")
-            chosen[start + np.random.default_rng([seed, own]).choice(stop - start, size, replace=False)] = True
+            chosen[start + generator.choice(stop - start, size, replace=False)] = True
     return chosen
 
 
@@ -237,8 +244,10 @@ def _public_rows(data: Data, schema: Schema) -> _Raw:
     return _Raw(features, places, owner, clients).grouped()
 
 
-def _scaled(raw: _Raw, center: Floats, spread: Floats) -> Rows:
+def _scaled(raw: _Raw, center: Floats, spread: Floats, scale: str) -> Rows:
     """Rows as a model takes them; `center` and `spread` are [F], or [clients, F]."""
+    if scale == "none":
+        return Rows(raw.features, raw.labels, raw.offsets)
     if center.ndim == 2:
         center, spread = center[raw.owner], spread[raw.owner]
     with np.errstate(over="ignore"):

@@ -39,7 +39,7 @@ def run_demo(home: Path, keep: bool) -> int:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     try:
-        _run(home, "start")
+        _run(home, "start", "--port", str(port))
         trained = _run(home, "train", str(job))
         _run(home, "deploy", "digits@champion", "--port", str(port))
         answered = _run(home, "predict", "digits", "--job", str(job), "--url", url)
@@ -64,7 +64,11 @@ def _run(home: Path, *arguments: str) -> dict[str, object]:
 
 
 def _summary(home: Path, trained: dict[str, object], answered: dict[str, object], url: str, keep: bool, seconds: float) -> str:
-    served = f"endpoint        {url}/v2/models/digits/infer (stop it: qedge stop --home {home})" if keep else "endpoint        stopped (make demo ARGS=--keep leaves it up)"
+    served = (
+        f"endpoint        {url}/v2/models/digits/infer (stop it: qedge stop --home {home})"
+        if keep
+        else "endpoint        stopped (make demo ARGS=--keep leaves it up)"
+    )
     return "\n".join(
         [
             "",

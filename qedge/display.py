@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -28,7 +28,9 @@ class RunDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.progress = Progress(TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console)
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
         self.task = self.progress.add_task("preparing", total=None)
         self.last: RoundFinished | None = None
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
@@ -81,7 +83,7 @@ def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[S
     console.print(drawn if count else f"{title}: none yet")
 
 
-def facts(console: Console, title: str, values: dict[str, object]) -> None:
+def facts(console: Console, title: str, values: Mapping[str, object]) -> None:
     """Print names and values under a title."""
     console.print(f"[bold]{title}[/bold]")
     width = max((len(name) for name in values), default=0)

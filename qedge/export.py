@@ -24,7 +24,7 @@ from torch import nn
 
 from qedge import __version__
 from qedge.data import Schema
-from qedge.errors import ModelError
+from qedge.errors import LabelMismatch, ModelError
 from qedge.models import parameters_vector, set_parameters
 from qedge.storage import write_atomically
 
@@ -60,6 +60,7 @@ def to_onnx(module: nn.Module, schema: Schema, path: Path) -> None:
 
     Raises:
         ModelError: the model cannot be exported, or ONNX Runtime's answers differ from torch's by more than 1e-5.
+        LabelMismatch: its output is not one logit for each label.
         StorageFull, HomeUnusable: the file cannot be written; an older one is untouched.
     """
     training = module.training
@@ -153,17 +154,28 @@ def _append_label(model: onnx.ModelProto, schema: Schema) -> None:
 
 def _compare(served: _Served, content: bytes, schema: Schema) -> None:
     """ONNX Runtime's probabilities equal torch's, and its labels are those of its probabilities, for several batch sizes."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     generator = np.random.default_rng(0)
-    for rows in _TRIED:
-        unit = generator.random((rows, len(schema.features)), np.float32)
-        features = schema.center + schema.spread * unit
-        with torch.no_grad():
-            wanted = served(torch.from_numpy(features)).numpy()
-        probabilities, label = session.run(["probabilities", "label"], {"features": features})
-        if probabilities.shape != wanted.shape or not np.allclose(probabilities, wanted, rtol=0, atol=TOLERANCE):
+    batches = [schema.center + schema.spread * generator.random((rows, len(schema.features)), np.float32) for rows in _TRIED]
+    with torch.no_grad():
+        wanted = [served(torch.from_numpy(features)).numpy() for features in batches]
+    if wanted[0].shape != (1, len(schema.labels)):  # before running: the label's place could lie outside the list
+        raise LabelMismatch(
+            f"the model answers {list(wanted[0].shape)} for one row; accepted: a logit for each of {len(schema.labels)} labels"
+        )
+    for rows, expected, (probabilities, label) in zip(_TRIED, wanted, _answers(content, batches), strict=True):
+        if probabilities.shape != expected.shape or not np.allclose(probabilities, expected, rtol=0, atol=TOLERANCE):
             raise ModelError(f"the exported model does not answer as torch does on {rows} rows, or its answers are not numbers")
         if list(label) != [schema.labels[place] for place in probabilities.argmax(1)]:
             raise ModelError(f"the exported model names other labels than its probabilities say, on {rows} rows")
+
+
+def _answers(content: bytes, batches: list[npt.NDArray[np.float32]]) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.generic]]]:
+    """What ONNX Runtime answers to each batch: (probabilities, label)."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4  # its errors are raised below
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return [tuple(session.run(["probabilities", "label"], {"features": features})) for features in batches]
+    except Exception as error:  # ONNX Runtime has a dozen unrelated kinds
+        raise ModelError(f"ONNX Runtime cannot run the exported model: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,21 @@ import numpy.typing as npt
 
 from qedge import tables
 from qedge.data import load
-from qedge.errors import DataError
+from qedge.errors import DataError, InvalidRequest
 from qedge.job import TrainingJob
+from qedge.sdk import ModelMetadata
+
+
+def feature_names(model: ModelMetadata) -> tuple[str, ...]:
+    """The columns a served model takes, in its order.
+
+    Raises:
+        InvalidRequest: the model does not say; it was not exported by qedge.
+    """
+    properties = model.parameters.get("properties")
+    if not isinstance(properties, dict) or "features" not in properties:
+        raise InvalidRequest(f"model '{model.name}' does not name its features; send arrays with qedge.sdk.Client instead")
+    return tuple(json.loads(str(properties["features"])))
 
 
 def table_rows(path: Path, features: tuple[str, ...]) -> npt.NDArray[np.float32]:

@@ -30,6 +30,7 @@ _DOMAIN = "receipt"
 
 Decimal = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]+)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Covered = Literal["public by declaration", "charged", "local", "NOT COVERED"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
 
 
@@ -85,7 +86,7 @@ class Use(_Part):
     """One use of private rows, and what covers it."""
 
     what: str
-    covered: Literal["public by declaration", "charged", "local", "NOT COVERED"]
+    covered: Covered
     note: str = ""
 
 
@@ -110,7 +111,9 @@ class Body(_Part):
     mechanism: Mechanism | None = None
     accountant: Accountant | None = None
     guarantees: tuple[Guarantee, ...] = ()
-    epsilon_at_1e_5: Decimal | None = Field(None, description="of the released model at delta 1e-5, for comparison; not what is charged")
+    epsilon_at_1e_5: Decimal | None = Field(
+        default=None, description="of the released model at delta 1e-5, for comparison; not what is charged"
+    )
     uses: tuple[Use, ...] = Field(min_length=1)
     trust_model: str
     ledger: HeadOf
@@ -132,7 +135,7 @@ class Body(_Part):
 class Receipt(Body):
     """A signed body. id: SHA-256 of everything but id and signature; key_id: of the signing key; public_key: hex."""
 
-    schema_: Literal["qedge.receipt/1"] = Field("qedge.receipt/1", alias="schema")
+    schema_: Literal["qedge.receipt/1"] = Field(default="qedge.receipt/1", alias="schema")
     key_id: str
     public_key: Sha256
     id: Sha256

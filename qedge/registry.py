@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from qedge.config import Settings
 from qedge.errors import ArtifactTampered, InvalidRequest, UnknownModel, nearest
@@ -137,20 +140,25 @@ class Registry:
         """The folder with the version's files; where artifacts are local files it is theirs, else a copy under `into`.
 
         Raises:
-            ArtifactTampered: the model or its receipt is missing there.
+            ArtifactTampered: the model or its receipt is missing there, or it is another version's receipt.
             RegistryUnavailable: MLflow or its artifact store does not answer.
         """
         parts = urlsplit(version.source)
-        folder = into / f"{version.name}-{version.version}-{version.receipt_id[:16]}"
         if parts.scheme in ("", "file"):
-            from urllib.request import url2pathname
-
             folder = Path(url2pathname(parts.path)) if parts.scheme else Path(version.source)
-        elif not folder.exists():
-            self._download(version, folder)
-        missing = [name for name in (MODEL_FILE, RECEIPT_FILE) if not (folder / name).is_file()]
-        if missing:
-            raise ArtifactTampered(f"{version.name}/{version.version}: {missing[0]} is missing from {folder}", path=str(folder))
+        else:
+            # Named by a digest: what a registry says of itself must not lead out of `into`, nor to another version's copy.
+            folder = into / hashlib.sha256(f"{version.receipt_id}\n{version.source}".encode()).hexdigest()[:32]
+            if not folder.exists():
+                self._download(version, folder)
+        try:
+            receipt = json.loads((folder / RECEIPT_FILE).read_bytes())
+            found = receipt["id"] if (folder / MODEL_FILE).is_file() else None
+        except (OSError, ValueError, TypeError, LookupError):
+            found = None
+        if found is None or found != version.receipt_id:
+            what = "its files are gone" if found is None else f"the receipt there is {found}, not {version.receipt_id}"
+            raise ArtifactTampered(f"{version.name}/{version.version}: {what}; looked in {folder}", path=str(folder))
         return folder
 
     def _download(self, version: ModelVersion, folder: Path) -> None:
@@ -160,7 +168,10 @@ class Registry:
 
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                got = download_artifacts(artifact_uri=version.source, dst_path=scratch, tracking_uri=self._settings.mlflow_uri)
+                try:
+                    got = download_artifacts(artifact_uri=version.source, dst_path=scratch, tracking_uri=self._settings.mlflow_uri)
+                except ValueError:  # what MLflow's stores raise for an address they cannot take apart
+                    raise ArtifactTampered(f"{version.name}/{version.version}: '{version.source}' is no place for files") from None
                 with contextlib.suppress(FileExistsError):
                     Path(got).rename(folder)
 

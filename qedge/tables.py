@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -39,16 +40,22 @@ def read(path: Path, text: Collection[str] = ()) -> pa.Table:
     if suffix not in FORMATS:
         raise DataError(f"data file {path}: '{suffix}' is not a known format; accepted: {', '.join(FORMATS)}", path=str(path))
     try:
-        table = _read_npz(path) if suffix == ".npz" else _read_csv(path, text) if suffix == ".csv" else pa.parquet.read_table(path)
+        path.open("rb").close()
+    except OSError as error:
+        raise DataError(f"data file {path} cannot be opened: {error.strerror}", path=str(path)) from None
+    try:
+        table = _read_npz(path) if suffix == ".npz" else _read_csv(path, text) if suffix == ".csv" else _read_parquet(path)
         table.validate(full=True)  # offsets, dictionary indices and UTF-8, which damaged parquet may bring in wrong
         names = table.column_names  # decoded only here
     except _UNREADABLE:
         raise DataError(
             f"data file {path} cannot be read as {suffix[1:]}: it is corrupt, cut short or {_SUSPECT[suffix]}", path=str(path)
         ) from None
-    twice = [name for name in names if names.count(name) > 1]
+    twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise DataError(f"data file {path} has the column '{twice[0]}' twice; give each its own name", column=twice[0])
+    if "" in names:
+        raise DataError(f"data file {path} has a column without a name, perhaps row numbers; name it or leave it out", path=str(path))
     if table.num_rows == 0:
         raise DataError(f"data file {path} has no rows", path=str(path))
     return table
@@ -73,6 +80,13 @@ _SUSPECT = {
     ".parquet": "not parquet",
     ".pq": "not parquet",
 }
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    with pa.parquet.ParquetFile(path) as file:
+        table = file.read()
+    # pandas keeps its row index as such a column; as a feature it would tell rows apart by their number.
+    return table.drop_columns([name for name in table.column_names if name.startswith("__index_level_")])
 
 
 def _read_csv(path: Path, text: Collection[str]) -> pa.Table:

@@ -7,6 +7,7 @@ noticed. All three put back together are noticed only by a head kept elsewhere: 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from pydantic import JsonValue
 from qedge.canonical import canonical, parse
 from qedge.errors import LogTampered
 from qedge.security.keys import Keys
-from qedge.storage import write_atomically
+from qedge.storage import storage_errors, write_atomically
 
 _DOMAIN = "witness"
+_SECTOR_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Witness:
         except FileNotFoundError:
             return None
         try:
-            value = parse(content)
+            value = parse(content.rstrip())
             if not isinstance(value, dict):
                 raise ValueError("not an object")
             witness = cls(Head.read(value["log"]), Head.read(value["ledger"]))
@@ -80,19 +82,36 @@ class Witness:
             raise LogTampered(f"the witness {path} was altered, or signed with another key than {keys.key_id}", path=str(path))
         return witness
 
-    def write(self, home: Path, keys: Keys) -> None:
-        """Replace the witness of a home.
+    def create(self, home: Path, keys: Keys) -> None:
+        """The first witness of a home.
 
         Raises:
-            StorageFull, HomeUnusable: the one before is untouched.
+            StorageFull, HomeUnusable: it cannot be written.
         """
         write_atomically(_path(home), self._render(keys.sign(_DOMAIN, self._signed())))
+
+    def update(self, home: Path, keys: Keys) -> None:
+        """Replace the witness of a home, in place: one sector of the disk, old or new and never a part.
+
+        It is not flushed: what it names already is, and after a power cut an older witness is no false alarm.
+
+        Raises:
+            StorageFull, HomeUnusable: it cannot be written.
+        """
+        path = _path(home)
+        with storage_errors(path):
+            file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                os.pwrite(file, self._render(keys.sign(_DOMAIN, self._signed())), 0)
+            finally:
+                os.close(file)
 
     def _signed(self) -> bytes:
         return canonical({"log": self.log.plain(), "ledger": self.ledger.plain()})
 
     def _render(self, signature: bytes) -> bytes:
-        return canonical({"log": self.log.plain(), "ledger": self.ledger.plain(), "signature": signature.hex()})
+        text = canonical({"log": self.log.plain(), "ledger": self.ledger.plain(), "signature": signature.hex()})
+        return text.ljust(_SECTOR_BYTES - 1) + b"\n"
 
 
 def _path(home: Path) -> Path:

@@ -10,7 +10,7 @@ Source: Open Inference Protocol, REST, version 2 (https://github.com/kserve/open
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,9 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QEdgeError, ReceiptTampered, UnknownModel, nearest
 from qedge.monitoring.metrics import ignore
+from qedge.receipt import Receipt, verify
+from qedge.security.keys import public_key
 from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
 
+GRAPH = "model.onnx"
+RECEIPT = "receipt.json"
 PLATFORM = "onnx_onnxruntime"
+_NOWHERE = f"{os.devnull}/"  # else a graph given as bytes looks for external weights in the working directory
 _PROVIDERS = ["CPUExecutionProvider"]
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     runtime.EPFail,
@@ -117,7 +122,7 @@ class ServedModel:
 
         Raises:
             UnknownModel: no such folder, or no model or receipt in it.
-            ReceiptTampered, ArtifactTampered: the signature or the digest does not hold.
+            ArtifactTampered: the signature or the digest does not hold.
             ModelError: ONNX Runtime cannot load the graph, or it has an input that the protocol cannot carry.
         """
         graph, receipt = verified_graph(source)
@@ -125,6 +130,7 @@ class ServedModel:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
         try:
             session = onnxruntime.InferenceSession(graph, options, providers=_PROVIDERS)
         except _ORT_ERRORS as error:
@@ -206,7 +212,7 @@ class ServedModel:
 class InferenceServer:
     """The models a replica serves. A model is replaced whole: a request that has begun ends on the version it began with."""
 
-    def __init__(self, *, max_body_bytes: int, max_batch_rows: int, record: Record = ignore) -> None:
+    def __init__(self, *, max_body_bytes: int = 4 * 2**20, max_batch_rows: int = 4096, record: Record = ignore) -> None:
         self.max_body_bytes = max_body_bytes
         self.max_batch_rows = max_batch_rows
         self.failures: dict[str, QEdgeError] = {}
@@ -278,16 +284,22 @@ class InferenceServer:
 
 
 def verified_graph(source: ModelFolder) -> tuple[bytes, str]:
-    """The bytes of `model.onnx`, proven to be what the folder's receipt names, and the receipt's id."""
+    """The bytes of `model.onnx`, proven to be what the folder's signed receipt names, and the receipt's id.
+
+    Raises:
+        UnknownModel: no such folder, or no model or receipt in it.
+        ArtifactTampered: the signature or the digest does not hold.
+    """
     folder = Path(source.folder)
     try:
-        graph = (folder / "model.onnx").read_bytes()
-        receipt = json.loads((folder / "receipt.json").read_text(encoding="utf-8"))
-        named, identity = str(receipt["artifacts"]["model.onnx"]), str(receipt["id"])
+        graph = (folder / GRAPH).read_bytes()
+        signed = (folder / RECEIPT).read_bytes()
     except OSError as error:
         raise UnknownModel(f"{source.name}: {error.filename} cannot be read: {error.strerror}", model=source.name) from None
-    except (ValueError, KeyError, TypeError):
-        raise ReceiptTampered(f"{source.name}: receipt.json is not a receipt", model=source.name) from None
-    if hashlib.sha256(graph).hexdigest() != named:
-        raise ArtifactTampered(f"{source.name}: model.onnx is not the file its receipt names", model=source.name)
-    return graph, identity
+    receipt = Receipt.parse(signed, where=str(folder / RECEIPT))
+    verify(receipt, public_key(source.key) if source.key else None)
+    if receipt.model != source.name:
+        raise ReceiptTampered(f"{folder / RECEIPT} is of the model '{receipt.model}', not of '{source.name}'", model=source.name)
+    if receipt.artifacts.get(GRAPH) != hashlib.sha256(graph).hexdigest():
+        raise ArtifactTampered(f"{folder / GRAPH} does not match its digest on receipt {receipt.id[:16]}", model=source.name)
+    return graph, receipt.id

@@ -118,9 +118,8 @@ def _flatten(name: str, shape: Sequence[int], data: object) -> list[object]:
     level: list[object] = data
     depth = 1
     while level and isinstance(level[0], list):
-        if depth == 1 and len(level) != shape[0]:
-            break
-        if depth >= len(shape) or not all(isinstance(part, list) and len(part) == shape[depth] for part in level):
+        uneven = depth >= len(shape) or not all(isinstance(part, list) and len(part) == shape[depth] for part in level)
+        if uneven or len(level) != math.prod(shape[:depth]):
             raise InvalidRequest(f"input '{name}': nested data do not have the shape {list(shape)}", tensor=name, expected=list(shape))
         level = list(chain.from_iterable(level))  # type: ignore[arg-type]
         depth += 1

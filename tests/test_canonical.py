@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -43,10 +44,8 @@ def test_a_changed_byte_is_another_value_or_no_value(value: object, data: st.Dat
     position = data.draw(st.integers(0, len(content) - 1))
     changed = bytearray(content)
     changed[position] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(ValueError):
         assert canonical(parse(bytes(changed))) != content
-    except ValueError:
-        pass
 
 
 @pytest.mark.parametrize("value", [1.5, [0.0], {"a": math.nan}, {1: 2}, b"bytes", {1, 2}, "\ud800", {"\udfff": 1}, object()])
@@ -57,10 +56,10 @@ def test_what_has_no_single_spelling_is_a_type_error(value: object) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[1, 2]", b'{"b":1,"a":2}', b'{"a":1,"a":1}', b"1.0", b"NaN", b"Infinity", b"1e3", b'"\\u0061"', b"01", b"\xff", b" 1", b"1\n"],
+    [b"", b"{", b"01", b"[1, 2]", b'{"b":1,"a":2}', b'{"a":1,"a":1}', b"1.0", b"NaN", b"1e3", b'"\\u0061"', b"\xff", b" 1", b"1\n"],
 )
 def test_other_spellings_are_not_accepted(content: bytes) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError):
         parse(content)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import itertools
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ def test_every_row_comes_back_once_under_its_own_client(tmp_path: Path, rows: li
     assert found == sorted(rows, key=lambda row: order[row[0]])
 
 
+def test_what_the_folders_are_called_and_the_row_index_of_pandas_are_no_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "site=1"
+    folder.mkdir()
+    federation = read(save(folder / "t.parquet", BASE | {"__index_level_0__": list(range(8))}))
+    assert federation.schema.features == ("x", "y")
+
+
 def test_a_matrix_in_an_npz_becomes_one_column_per_feature(tmp_path: Path) -> None:
     matrix = np.arange(12).reshape(4, 3).astype(">f4")
     federation = read(save(tmp_path / "t.npz", {"features": matrix, "client": [1, 1, 2, 2], "kind": ["a", "b", "a", "b"]}))
@@ -182,10 +190,18 @@ def test_a_share_of_each_client_is_held_out_and_one_row_always_trains(tmp_path: 
     assert federation.test is not None
     for k, size in enumerate(sizes):
         train, test = federation.train.of(k)[0], federation.test.of(k)[0]
-        assert len(test) == min(int(share * size + 1e-9), size - 1)
+        assert len(test) in {min(math.floor(share * size), size - 1), min(math.ceil(share * size), size - 1)}
         assert sorted([*train[:, 0], *test[:, 0]]) == np.flatnonzero(owner == k).tolist()
     assert (federation.test_raw == federation.test.features).all()
     assert not federation.test_public_file
+
+
+def test_small_clients_are_held_out_as_often_as_large_ones(tmp_path: Path) -> None:
+    """2,000 clients of two rows at a share of 0.2: binomial(2000, 0.4) held out; false alarm 1e-6."""
+    owner = np.repeat(np.arange(2000), 2)
+    path = save(tmp_path / "t.npz", {"client": owner, "x": np.arange(4000), "kind": owner % 2})
+    held_out = len(read(path, 7, test=0.2).test_raw)
+    assert abs(held_out - 800) <= 4.9 * math.sqrt(2000 * 0.4 * 0.6)
 
 
 def test_emptying_one_client_moves_no_row_of_another(tmp_path: Path) -> None:
@@ -357,6 +373,7 @@ def test_values_that_scaling_takes_out_of_float32_are_refused(tmp_path: Path) ->
         ("t.csv", b"client,x,kind\n\xff\xfe,1,walk\n"),
         ("t.csv", b"client,x,kind\n"),
         ("t.csv", b"client,x,x,kind\na,1,1,0\nb,1,1,1\n"),
+        ("t.csv", b",client,x,kind\n0,a,1,0\n1,b,1,1\n"),
         ("t.xlsx", b"x"),
     ],
 )
@@ -516,6 +533,7 @@ def test_rows_and_clients_are_known_again_whatever_the_order_the_scale_and_the_s
 
 def test_renamed_clients_are_known_by_their_rows_and_changed_rows_by_their_clients(tmp_path: Path) -> None:
     wanted = prints(read(save(tmp_path / "t.parquet", BASE)))
+    assert len(wanted & prints(read(tmp_path / "t.parquet", drop=["y"]))) == 3
     renamed = BASE | {"client": [f"hospital {client}" for client in BASE["client"]]}
     assert len(wanted & prints(read(save(tmp_path / "renamed.parquet", renamed)))) == 1 + 3
     changed = BASE | {"x": [value + 1 for value in BASE["x"]]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import TracebackType
 
 from qedge.config import Settings
 from qedge.data import Rows
@@ -13,16 +14,13 @@ from qedge.federated.coordinator import Coordinator, MakeWorkers
 from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.federated.workers import LocalWorkers
-from qedge.privacy.mechanisms import NoiseSource
 from qedge.publisher import Publisher
 from qedge.records import Records
 
 PUBLISH_TIMEOUT_S = 120.0
 
 
-def carry_out(
-    run: str, settings: Settings, make_workers: MakeWorkers, on_event: Callable[[Event], None], noise: NoiseSource | None = None
-) -> Json:
+def carry_out(run: str, settings: Settings, make_workers: MakeWorkers, on_event: Callable[[Event], None]) -> Json:
     """Train a prepared run from wherever it stands, issue its model and receipt, publish it; the run's result.
 
     The registry is mirrored in the background; when it is away, the run finishes and is published later.
@@ -40,7 +38,7 @@ def carry_out(
         on_event(event)
 
     try:
-        coordinator = Coordinator(folder, records, make_workers, tell, noise)
+        coordinator = Coordinator(folder, records, make_workers, tell)
         result = complete(coordinator, coordinator.train(), tell)
     except Diverged as error:
         record_failure(folder, records, error)
@@ -54,13 +52,20 @@ def carry_out(
 class SerialBackend:
     """The whole run in this process, one client chunk after another, no Ray; the oracle of every other backend."""
 
-    def __init__(self, noise: NoiseSource | None = None) -> None:
-        self.noise = noise
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
-    def run(self, run: str, settings: Settings, on_event: Callable[[Event], None]) -> Json:
+    def __enter__(self) -> SerialBackend:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing is held."""
+
+    def run(self, run: str, on_event: Callable[[Event], None]) -> Json:
         """See `training.Backend.run`."""
-        return carry_out(run, settings, _local_workers, on_event, self.noise)
+        return carry_out(run, self.settings, local_workers, on_event)
 
 
-def _local_workers(spec: ClientSpec, train: Rows, test: Rows | None) -> LocalWorkers:
+def local_workers(spec: ClientSpec, train: Rows, test: Rows | None) -> LocalWorkers:
+    """Workers in this process, as a coordinator makes them."""
     return LocalWorkers(FederatedClient(spec, train, test))

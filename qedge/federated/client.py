@@ -31,6 +31,7 @@ class ClientSpec:
     kernel: str
     grid: Grid | None  # None: a run without privacy
     key: RunKey
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class FederatedClient:
         self.spec = spec
         self.train = train
         self.test = test
-        self.module = build(spec.model, spec.features, spec.classes, seed=0)
+        self.module = build(spec.model, spec.features, spec.classes, spec.seed)
         self.kernel = build_kernel(spec.kernel, self.module, spec.algorithm)
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray]) -> PartialSum:
@@ -90,5 +91,5 @@ class FederatedClient:
 
     def _batches(self, round_number: int, client: int) -> ClientBatches:
         features, labels = self.train.of(client)
-        generator = self.spec.key.derive("steps", round_number, client).generator()
-        return ClientBatches(features, labels, plan_steps(len(labels), self.spec.algorithm, generator))
+        key = self.spec.key.derive("steps", round_number, client)
+        return ClientBatches(features, labels, plan_steps(len(labels), self.spec.algorithm, key))

@@ -9,11 +9,12 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from pydantic import JsonValue
 
 from qedge import __version__, receipt
-from qedge.canonical import decimal, digest
+from qedge.canonical import canonical, decimal, digest
 from qedge.data import fingerprints
 from qedge.errors import QEdgeError
 from qedge.export import save_weights, to_onnx
@@ -114,8 +115,6 @@ def _issue(coordinator: Coordinator, state: ServerState) -> receipt.Receipt:
 
 
 def _card(coordinator: Coordinator) -> bytes:
-    from qedge.canonical import canonical
-
     schema, job = coordinator.federation.schema, coordinator.job
     told = {
         "none": "send features as they are in the table",
@@ -156,6 +155,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
             labels=_labels(coordinator)[0],
         ),
         privacy=receipt.NO_GUARANTEE,
+        epsilon_at_1e_5=None,
         uses=_uses(coordinator, records.ledger.runs_without_privacy(prints)),
         trust_model=TRUST_MODEL,
         ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
@@ -170,7 +170,9 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee) -> dict[str, object]
     epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
     sampled = cohort.sampling == "poisson"
     how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; " + (
-        "amplified by secret Poisson sampling" if sampled else "cohorts of fixed size are accounted without amplification, at twice the bound"
+        "amplified by secret Poisson sampling"
+        if sampled
+        else "cohorts of fixed size are accounted without amplification, at twice the bound"
     )
     return {
         "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models",
@@ -226,7 +228,7 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
     return tuple(uses)
 
 
-def _labels(coordinator: Coordinator) -> tuple[str, str]:
+def _labels(coordinator: Coordinator) -> tuple[str, Literal["public by declaration", "NOT COVERED"]]:
     if coordinator.job.data.built_in:
         return "public by the data set", "public by declaration"
     if coordinator.federation.schema.labels_declared:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from qedge.data import Federation, Rows
+from qedge.data import Rows
 from qedge.data import load as load_data
 from qedge.errors import CheckpointTampered, Diverged
 from qedge.federated import fedavg
@@ -72,6 +72,7 @@ class Coordinator:
             kernel=str(record["kernel"]),
             grid=self.guarantee.grid if self.guarantee else None,
             key=self.key.derive("clients"),
+            seed=self.job.seed,
         )
         own_test = None if self.federation.test_public_file else self.federation.test
         self.workers = make_workers(spec, self.federation.train, own_test)

@@ -13,11 +13,12 @@ from pydantic import JsonValue
 
 from qedge.errors import InvalidPrivacy
 from qedge.job import TrainingJob
-from qedge.privacy.accounting import RenyiCost, best_order, calibrate, epsilon_of, evaluation_variance, sampled_gaussian
+from qedge.privacy.accounting import RenyiCost, best_order, calibrate, epsilon_of, evaluation_variance, exact_delta, sampled_gaussian
 from qedge.privacy.clipping import Grid
 from qedge.privacy.mechanisms import DiscreteGaussian
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
+_UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
 _EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
 
 
@@ -47,7 +48,7 @@ class Guarantee:
 
     @property
     def total_variation(self) -> float:
-        """How far the sampled noise of the whole run may be from the exact distribution; part of delta."""
+        """How far the sampled noise of the whole run may be from the exact distribution (see `_refuse_if_inexact`)."""
         return DiscreteGaussian(self.variance).total_variation * self.grid.params * self.rounds
 
     def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
@@ -59,13 +60,13 @@ class Guarantee:
         """Of the released models after so many rounds, at the scope's order."""
         if rounds == 0:
             return 0.0
-        return epsilon_of(self.cost(rounds, evaluated=evaluated).at(self.order), self.order, self.delta - self.total_variation)
+        return epsilon_of(self.cost(rounds, evaluated=evaluated).at(self.order), self.order, self.delta)
 
     def roster_epsilon(self) -> float:
         """Against whoever knows who took part in every round: the same noise with no amplification by sampling."""
         unsampled = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0) * self.rounds
         whole = unsampled + self.evaluation if self.evaluation else unsampled
-        return best_order(whole, self.delta - self.total_variation)[1]
+        return best_order(whole, self.delta)[1]
 
     def epsilon_at(self, delta: float) -> float:
         """Of the whole run at another delta, at its best order (the plan was fixed before it ran)."""
@@ -115,9 +116,17 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
         left = round(fit.cost_round.at(fit.order) * job.rounds * _EVALUATION_SHARE / share)
         variance = evaluation_variance(left, fit.order, EVALUATION_ROWS**2)
         evaluation = sampled_gaussian(EVALUATION_ROWS**2, variance, 1.0)
-    return Guarantee(
+    guarantee = Guarantee(
         grid, sensitivity_squared, fit.variance, rate, job.rounds, fit.order, privacy.delta, fit.cost_round, evaluation, variance
     )
+    _refuse_if_inexact(guarantee, privacy.epsilon)
+    return guarantee
+
+
+def _refuse_if_inexact(guarantee: Guarantee, epsilon: float) -> None:
+    """Sampling that is off by a total variation τ costs (1 + e^ε)τ of delta: too little to be counted, or refused."""
+    if exact_delta(guarantee.delta, epsilon, guarantee.total_variation) < (1 - _UNCOUNTED) * guarantee.delta:
+        raise InvalidPrivacy(f"privacy.epsilon is {epsilon}; past about 40 the noise protects nothing that could be proved", given=epsilon)
 
 
 def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:

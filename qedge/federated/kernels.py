@@ -21,6 +21,7 @@ import torch
 from torch.nn import functional
 
 from qedge.errors import ModelError
+from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm
 from qedge.models import affine_layers, parameters_vector, set_parameters
 
@@ -44,16 +45,20 @@ class Kernel(Protocol):
         """Local minus global weights of each client, [clients, params] float32; `weights` is [params] float32."""
 
 
-def plan_steps(rows: int, algorithm: Algorithm, generator: np.random.Generator) -> list[np.ndarray]:
+def plan_steps(rows: int, algorithm: Algorithm, key: RunKey) -> list[np.ndarray]:
     """The row numbers of each local step: epochs of shuffled mini-batches under the public caps on rows and steps.
 
     A client whose rows fit into one batch keeps their order, as the order inside a batch means nothing.
     """
-    chosen = generator.permutation(rows)[: algorithm.max_rows] if rows > algorithm.max_rows else np.arange(rows)
-    size = algorithm.batch_size or len(chosen)
     if not rows:
         return []
-    if not algorithm.shuffle or len(chosen) <= size:  # every epoch is the same list of the same arrays
+    used = min(rows, algorithm.max_rows)
+    size = algorithm.batch_size or used
+    if used == rows and (not algorithm.shuffle or rows <= size):  # every epoch is the same list of the same arrays
+        return (_split(np.arange(rows), size) * algorithm.local_epochs)[: algorithm.max_steps]
+    generator = key.generator()
+    chosen = np.sort(generator.permutation(rows)[:used])
+    if not algorithm.shuffle:
         return (_split(chosen, size) * algorithm.local_epochs)[: algorithm.max_steps]
     epochs = (_split(generator.permutation(chosen), size) for _ in range(algorithm.local_epochs))
     return [step for epoch in epochs for step in epoch][: algorithm.max_steps]

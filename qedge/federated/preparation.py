@@ -10,9 +10,12 @@ import importlib.metadata
 import json
 import math
 import platform
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import torch
 from pydantic import JsonValue
 
 from qedge.canonical import digest
@@ -22,7 +25,7 @@ from qedge.data import load as load_data
 from qedge.errors import Refused, UnknownScope
 from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
 from qedge.federated.kernels import choose_kernel
-from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.run_folder import Json, RunFolder, mapping
 from qedge.federated.selection import expected_cohort
 from qedge.job import TrainingJob
 from qedge.models import build, parameters_vector, refuse_if_not_private
@@ -42,6 +45,8 @@ def prepare(job: TrainingJob, settings: Settings) -> RunFolder:
     federation = load_data(job.data, job.seed)
     module = build(job.model, len(federation.schema.features), len(federation.schema.labels), job.seed)
     params = len(parameters_vector(module))
+    if ":" in job.model.kind:
+        _refuse_if_not_exportable(module, federation)
     if job.privacy is not None:
         refuse_if_not_private(module)
         plan_guarantee(job, len(federation.clients), params, order=None)  # refuses before the home is touched
@@ -94,7 +99,7 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
         return
     if record is None or records.ledger.plan(folder.run) is not None:
         return
-    guarantee = read_guarantee(_mapping(record["guarantee"]))
+    guarantee = read_guarantee(mapping(record["guarantee"]))
     plan = Plan(
         run=folder.run,
         scope=str(record["scope"]),
@@ -120,7 +125,7 @@ def chunk_size(job: TrainingJob, clients: int) -> int:
 def recorded_guarantee(folder: RunFolder) -> Guarantee | None:
     """The guarantee on record, or None for a run without privacy."""
     record = folder.read("record.json")
-    return read_guarantee(_mapping(record["guarantee"])) if record and record["guarantee"] else None
+    return read_guarantee(mapping(record["guarantee"])) if record and record["guarantee"] else None
 
 
 def _terms(
@@ -136,7 +141,7 @@ def _terms(
         scope = next((known for known in records.ledger.scopes() if known.name == name), None)
     if scope is None and not settings.ledger.open_by_job:
         raise UnknownScope(
-            f"no budget for these data: run `qedge budget set {name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}` first",
+            f"no budget for these data; first: qedge budget set {name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}",
             scope=name,
         )
     guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
@@ -180,11 +185,13 @@ def _record(
     }
 
 
+def _refuse_if_not_exportable(module: torch.nn.Module, federation: Federation) -> None:
+    """A user's own model that cannot be exported is better refused now than when its budget is spent."""
+    from qedge.export import to_onnx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        to_onnx(module, federation.schema, Path(scratch) / "model.onnx")
+
+
 def _prints(federation: Federation, records: Records) -> frozenset[str]:
     return fingerprints(federation, lambda message: records.keys.mac("fingerprint", message))
-
-
-def _mapping(value: object) -> Json:
-    if not isinstance(value, dict):
-        raise TypeError(f"expected a mapping on record, found {type(value).__name__}")
-    return value

@@ -36,4 +36,4 @@ class RunKey:
 
     def generator(self) -> np.random.Generator:
         """A fast generator for choices that need not be secret once the key is (shuffling, rounding)."""
-        return np.random.Generator(np.random.SFC64(np.frombuffer(self.secret[:24], dtype="<u8")))
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(self.secret[:16], dtype="<u8")))

@@ -1,13 +1,13 @@
 """The folder of one run: where each of its files lies, and how its plain ones are written and read.
 
-    runs/<run>/                 0700
-      job.json                  the job as it was asked for
-      record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
-      secret.key                the run's key, 0600 (cohorts, batches, rounding)
-      releases.wal              noised sums not yet covered by the checkpoint
-      checkpoint                the state after the last round it covers
-      metrics.jsonl             one line a round; run.json and result.json: what the registry mirrors
-      model/                    model.onnx, weights.safetensors, receipt.json, card.json: complete or absent
+runs/<run>/                 0700
+  job.json                  the job as it was asked for
+  record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
+  secret.key                the run's key, 0600 (cohorts, batches, rounding)
+  releases.wal              noised sums not yet covered by the checkpoint
+  checkpoint                the state after the last round it covers
+  metrics.jsonl             one line a round; run.json and result.json: what the registry mirrors
+  model/                    model.onnx, weights.safetensors, receipt.json, card.json: complete or absent
 """
 
 from __future__ import annotations
@@ -103,6 +103,13 @@ class RunFolder:
             os.truncate(self.metrics, len(whole))
         rows = [json.loads(line) for line in whole.splitlines()]
         return {row["round"]: row["metrics"] for row in rows}
+
+
+def mapping(value: JsonValue) -> Json:
+    """A JSON value that must be a mapping, as one."""
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a mapping on record, found {type(value).__name__}")
+    return value
 
 
 def run_ids(home: Path) -> list[str]:

@@ -10,6 +10,7 @@ import importlib.metadata
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from types import TracebackType
 from typing import Protocol
 
 from pydantic import JsonValue
@@ -19,7 +20,7 @@ from qedge.config import load as load_settings
 from qedge.errors import InvalidConfig, nearest
 from qedge.federated.events import Event, Phase
 from qedge.federated.preparation import prepare, reopen
-from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.run_folder import Json, RunFolder, mapping
 from qedge.job import TrainingJob
 
 
@@ -50,9 +51,15 @@ class TrainingResult:
 
 
 class Backend(Protocol):
-    """Runs a prepared run to its end."""
+    """Runs prepared runs to their end, between entering and leaving it; made with the settings."""
 
-    def run(self, run: str, settings: Settings, on_event: Callable[[Event], None]) -> Json:
+    def __enter__(self) -> Backend:
+        """Reach what was asked for; raises AddressUnreachable before anything is held."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let go of it."""
+
+    def run(self, run: str, on_event: Callable[[Event], None]) -> Json:
         """The run's result, as in its `result.json`; raises what the run raised."""
 
 
@@ -82,23 +89,23 @@ def train(
     """
     settings = settings or load_settings()
     begun = time.perf_counter()
-    runner = _backend(backend)
     if (job is None) == (resume is None):
         raise InvalidConfig("train takes either a job or resume=RUN")
-    if job is not None:
-        on_event(Phase(job.name, "preparing"))
-        folder = prepare(job, settings)
-    else:
-        folder = reopen(str(resume), settings)
-    result = (folder.read("result.json") or runner.run(folder.run, settings, on_event))["summary"]
-    return _result(folder, result, time.perf_counter() - begun)
+    with _backend(backend)(settings) as runner:
+        if job is not None:
+            on_event(Phase(job.name, "preparing"))
+            folder = prepare(job, settings)
+        else:
+            folder = reopen(str(resume), settings)
+        result = folder.read("result.json") or runner.run(folder.run, on_event)
+    return _result(folder, mapping(result["summary"]), time.perf_counter() - begun)
 
 
-def _backend(name: str) -> Backend:
+def _backend(name: str) -> Callable[[Settings], Backend]:
     known = {point.name: point for point in importlib.metadata.entry_points(group="qedge.backends")}
     if name not in known:
         raise InvalidConfig(f"unknown backend '{name}'; {nearest(name, known)}", given=name)
-    backend: Backend = known[name].load()()
+    backend: Callable[[Settings], Backend] = known[name].load()
     return backend
 
 

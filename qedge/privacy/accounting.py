@@ -173,11 +173,10 @@ def allowance(epsilon: float, delta: float, order: int) -> int:
         raise InvalidPrivacy(f"epsilon is {epsilon}; accepted: 0 to {MAX_EPSILON:g}", given=epsilon)
     if epsilon_of(0, order, delta) > epsilon:
         return -1
-    nanos = max(0, math.floor((epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)) * NANO))
+    # The formula solved for ρ is right to well under a nano: start above it and come down to the first that fits.
+    nanos = max(0, math.floor((epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)) * NANO)) + 2
     while epsilon_of(nanos, order, delta) > epsilon:
         nanos -= 1
-    while epsilon_of(nanos + 1, order, delta) <= epsilon:
-        nanos += 1
     return nanos
 
 
@@ -285,7 +284,7 @@ def exact_delta(delta: float, epsilon: float, total_variation: float) -> float:
         InvalidPrivacy: nothing is left.
     """
     _check_delta(delta)
-    spent = (1 + math.exp(min(epsilon, 700.0))) * total_variation
+    spent = (1 + math.exp(min(epsilon, 700.0))) * total_variation * (1 + 8 * _ULP)
     if not 0 <= spent < delta:
         raise InvalidPrivacy(f"noise within {total_variation:.2g} of the exact one proves nothing at delta {delta}, epsilon {epsilon}")
     return math.nextafter(delta - spent, 0.0) if spent else delta

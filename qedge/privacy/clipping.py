@@ -109,8 +109,8 @@ def _round_within(vector: NDArray[np.float64], limit: int, generator: np.random.
         rounded = bits * 2.0**-16
         rounded += shifted
         np.floor(rounded, out=rounded)
-        # Whole numbers whose squares sum to far less than 2^53: the float product is exact in any order.
-        if float(rounded @ rounded) <= limit:
+        # Whole numbers whose squares sum to far less than 2^53: exact in any order. (A BLAS product would wake its threads.)
+        if float(np.square(rounded).sum()) <= limit:
             out[:] = rounded
             return
 

@@ -21,7 +21,7 @@ from qedge.canonical import decimal
 from qedge.errors import Fenced, InvalidPrivacy, PrivacyError, RolledBack, ScopeConflict, UnknownRun, UnknownScope, nearest
 from qedge.privacy.accounting import frozen_order
 from qedge.privacy.filter import UNIT, Opening, check_range, refuse_over_budget, refuse_thawing
-from qedge.privacy.ledger_chain import EventChain, bound
+from qedge.privacy.ledger_chain import EventChain
 from qedge.privacy.ledger_events import Event, Plan, Run, Scope
 from qedge.privacy.ledger_store import EventStore
 from qedge.security.keys import Keys
@@ -160,7 +160,8 @@ class Ledger:
     ) -> Scope:
         """Open a scope, or change its epsilon; its delta, order and unit are frozen.
 
-        An epsilon below what is spent is allowed: nothing more fits then. order: Rényi order; default: the one at which
+        An epsilon below what is spent is allowed: nothing more fits then. actor: who says that it is to be so; the event keeps
+        the user of the process beside. order: Rényi order; default: the one at which
         noise without sampling goes farthest. clients: when known, delta must be below 1/clients.
 
         Raises:
@@ -172,17 +173,13 @@ class Ledger:
                 if delta is None:
                     raise InvalidPrivacy(f"scope '{name}' is new: it needs a delta, below 1/clients", scope=name)
                 check_range(epsilon, delta, clients)
-                record(
-                    "open",
-                    _opened(Opening(epsilon, delta, order or frozen_order(epsilon, delta), unit, clients=clients).scope(name)),
-                    actor,
-                )
+                opening = Opening(epsilon, delta, order or frozen_order(epsilon, delta), unit, clients=clients)
+                record("open", _opened(opening.scope(name)) | {"by": self._log.actor}, actor)
             else:
                 check_range(epsilon, known.delta, clients)
                 refuse_thawing(known, delta=delta, order=order, unit=unit)
-                record(
-                    "budget", {"scope": name, "epsilon": decimal(epsilon), "before": decimal(known.epsilon), "by": self._log.actor}, actor
-                )
+                change: dict[str, JsonValue] = {"scope": name, "epsilon": decimal(epsilon), "before": decimal(known.epsilon)}
+                record("budget", change | {"by": self._log.actor}, actor)
         return self.scope(name)
 
     def hold(self, plan: Plan, fingerprints: frozenset[str], *, opening: Opening | None) -> Scope:
@@ -211,7 +208,7 @@ class Ledger:
             if known is None:
                 record("open", _opened(scope))
             new = sorted(set(macs) - {mac for mac, event in self._store.bringers(macs) if event in self._chain.books.bound})
-            event = record("hold", plan.plain() | {"bound": bound(new)})
+            event = record("hold", plan.plain() | {"bound": self._chain.bound(new)})
             self._store.bind(event.seq, new)
         return self.scope(plan.scope)
 
@@ -224,7 +221,7 @@ class Ledger:
         macs = sorted(_macs(fingerprints))
         with self._changing() as record:
             self._refuse_without_privacy(macs)
-            event = record("without-privacy", {"run": run, "bound": bound(macs)})
+            event = record("without-privacy", {"run": run, "bound": self._chain.bound(macs)})
             self._store.bind(event.seq, macs)
 
     def take_over(self, run: str) -> int:
@@ -317,7 +314,7 @@ class Ledger:
                     nonlocal head
                     happened = Event(head.seq + 1, self._log.now(), actor or self._log.actor, kind, facts, self._log.head(), head.hash)
                     signed = happened.signed(self._keys)
-                    self._store.append(signed.seq, signed.body(), signed.signature)
+                    self._store.append(signed.seq, signed.body, signed.signature)
                     head = signed.head
                     return signed
 

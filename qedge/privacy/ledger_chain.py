@@ -6,13 +6,12 @@ vouches for all before it, because each hash covers the signature of its event.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import JsonValue
 
 from qedge.errors import InvalidPrivacy, LedgerTampered, RolledBack
-from qedge.privacy.ledger_events import DOMAIN, Books, Event
+from qedge.privacy.ledger_events import DOMAIN, Books, Event, hash_of
 from qedge.privacy.ledger_store import EventStore
 from qedge.security.keys import Keys
 from qedge.witness import GENESIS, Head
@@ -69,41 +68,48 @@ class EventChain:
         if self.store.bound() != self._bound:
             raise LedgerTampered(f"{self.path}: fingerprints were put in or taken out", path=str(self.path))
 
+    def bound(self, macs: list[bytes]) -> dict[str, JsonValue]:
+        """What an event says of the fingerprints it brings in (sorted, 32 bytes each): how many, and their digest.
+
+        The digest is keyed as they are: under another silo key, all data would look new and have a budget again.
+        """
+        return {"count": len(macs), "digest": self._keys.mac("bound", b"".join(macs)).hex()}
+
     def _follow(self) -> None:
         rows = self.store.events(max(1, self.head.seq))
         if self.head.seq:
-            if not rows or _read(rows[0]).head != self.head:
+            if not rows or not _is(rows[0], self.head):
                 raise RolledBack(f"{self.path} no longer ends in event {self.head.seq}, which was seen", path=str(self.path))
             rows = rows[1:]
-        head, events = self.head, []
+        events, head = [], self.head
         for row in rows:
             event = _read(row)
             if event.seq != head.seq + 1 or event.previous != head.hash:
                 raise LedgerTampered(f"ledger event {row[0]} does not follow from the one before", event=row[0])
             head = event.head
-            events.append((event, head))
-        if events and not self._keys.verify(DOMAIN, event.body(), event.signature):
-            raise LedgerTampered(f"ledger event {event.seq}: its signature does not hold under key {self._keys.key_id}", event=event.seq)
-        for event, head in events:
-            self._take(event, head)
+            events.append(event)
+        if events and not self._keys.verify(DOMAIN, events[-1].body, events[-1].signature):
+            raise LedgerTampered(f"ledger event {head.seq}: its signature does not hold under key {self._keys.key_id}", event=head.seq)
+        for event in events:
+            self._take(event)
 
-    def _take(self, event: Event, head: Head) -> None:
+    def _take(self, event: Event) -> None:
         if "bound" in event.facts:
             macs = self.store.macs(event.seq)
-            if bound(macs) != event.facts["bound"]:
-                raise LedgerTampered(f"ledger event {event.seq}: the fingerprints it brought in were altered", event=event.seq)
+            if self.bound(macs) != event.facts["bound"]:
+                raise LedgerTampered(f"ledger event {event.seq}: its fingerprints were altered, or the silo key exchanged", event=event.seq)
             self._bound += len(macs)
         try:
             self.books.apply(event)
         except (ValueError, KeyError, InvalidPrivacy) as error:
             raise LedgerTampered(f"ledger event {event.seq} does not follow from the ones before: {error}", event=event.seq) from None
-        self.head, self.log = head, event.log
-        self._hashes.append(head.hash)
+        self.head, self.log = event.head, event.log
+        self._hashes.append(event.head.hash)
 
 
-def bound(macs: list[bytes]) -> dict[str, JsonValue]:
-    """What an event says of the fingerprints it brings in (sorted, 32 bytes each): how many, and their digest."""
-    return {"count": len(macs), "digest": hashlib.sha256(b"".join(macs)).hexdigest()}
+def _is(row: tuple[int, bytes, bytes], head: Head) -> bool:
+    seq, body, signature = row
+    return isinstance(body, bytes) and isinstance(signature, bytes) and head == Head(seq, hash_of(body, signature))
 
 
 def _read(row: tuple[int, bytes, bytes]) -> Event:

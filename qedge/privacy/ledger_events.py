@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pydantic import JsonValue
 
@@ -47,11 +48,12 @@ class Event:
         """The run that it is about, where there is one."""
         return str(self.facts["run"]) if "run" in self.facts else None
 
-    @property
+    @cached_property
     def head(self) -> Head:
         """The chain's end with this event. The hash covers the signature, so the last signature vouches for all before it."""
-        return Head(self.seq, hashlib.sha256(self.body() + self.signature).hexdigest())
+        return Head(self.seq, hash_of(self.body, self.signature))
 
+    @cached_property
     def body(self) -> bytes:
         """The canonical bytes that are signed."""
         values = {name: getattr(self, name) for name in _FIELDS}
@@ -59,7 +61,7 @@ class Event:
 
     def signed(self, keys: Keys) -> Event:
         """The event with its signature."""
-        return replace(self, signature=keys.sign(DOMAIN, self.body()))
+        return replace(self, signature=keys.sign(DOMAIN, self.body))
 
     def brief(self) -> dict[str, JsonValue]:
         """Its facts without the long vectors, as the audit log repeats them."""
@@ -242,6 +244,11 @@ class Books:
         if run.given_back:
             scope = self.scopes[run.plan.scope]
             self.scopes[scope.name] = replace(scope, held=scope.held - run.left())
+
+
+def hash_of(body: bytes, signature: bytes) -> str:
+    """What the next event names as the one before."""
+    return hashlib.sha256(body + signature).hexdigest()
 
 
 def _whole(value: JsonValue) -> int:

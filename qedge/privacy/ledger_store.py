@@ -137,6 +137,8 @@ class EventStore:
             yield
         except sqlite3.Error as error:
             raise _typed(error, self.path) from error
+        except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
+            raise LedgerTampered(f"{self.path} is damaged: its tables cannot be read", path=str(self.path)) from error
 
 
 def _typed(error: sqlite3.Error, path: Path) -> QEdgeError:

@@ -52,7 +52,10 @@ class Keys:
         folder = home / "keys"
         with storage_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(_open_key(folder / "signing.ed25519"), _open_key(folder / "silo.key"))
+        silo, signing = folder / "silo.key", folder / "signing.ed25519"
+        if signing.exists() and not silo.exists():  # the silo's key is made first
+            raise InvalidKey(f"key file {silo} is gone: under a new one all data would look new; put it back", path=str(silo))
+        return cls(silo=_open_key(silo), signing=_open_key(signing))
 
     def sign(self, domain: str, message: bytes) -> bytes:
         """An Ed25519 signature (64 bytes) of `message` under `domain`."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qedge.errors import ModelError
 from qedge.federated.kernels import ClientBatches, SequentialKernel, StackedKernel, build_kernel, choose_kernel, plan_steps
+from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
 from qedge.models import affine_layers, build, parameters_vector
 
@@ -24,7 +25,7 @@ def _chunk(sizes: list[int], algorithm: Algorithm, features: int, classes: int, 
         ClientBatches(
             generator.standard_normal((rows, features), dtype=np.float32),
             generator.integers(0, classes, rows),
-            plan_steps(rows, algorithm, np.random.default_rng(seed + 1 + k)),
+            plan_steps(rows, algorithm, RunKey.from_seed(seed + 1 + k)),
         )
         for k, rows in enumerate(sizes)
     ]
@@ -52,7 +53,7 @@ def test_stacked_equals_the_sequential_oracle(hidden, features, classes, sizes, 
     assert layers is not None
     slow = SequentialKernel(module, rate).updates(weights, chunk)
     fast = StackedKernel(layers, rate).updates(weights, chunk)
-    # A ReLU whose input is within rounding of zero may open in one and not in the other; such a client is rare and says nothing of the kernel.
+    # A ReLU whose input is within rounding of zero may open in one and not in the other: that says nothing of the kernel.
     apart = np.abs(slow - fast).max(axis=1)
     assert np.median(apart) <= 1e-6
     assert (apart <= 1e-6 * max(1.0, float(np.abs(slow).max()))).mean() >= 1 - 1 / max(2, len(sizes))
@@ -93,7 +94,7 @@ def test_the_same_chunk_gives_the_same_bits_from_read_only_weights(kernel):
 @given(rows=st.integers(0, 200), size=st.integers(1, 50), epochs=st.integers(1, 5), cap=st.integers(1, 100), most=st.integers(1, 40))
 def test_steps_keep_the_public_caps_and_see_each_row_once_an_epoch(rows, size, epochs, cap, most):
     algorithm = _algorithm(batch_size=size, local_epochs=epochs, max_rows=cap, max_steps=most)
-    steps = plan_steps(rows, algorithm, np.random.default_rng(0))
+    steps = plan_steps(rows, algorithm, RunKey.from_seed(0))
     assert len(steps) <= most
     assert all(1 <= len(step) <= size for step in steps)
     seen = [row for step in steps for row in step]

@@ -50,6 +50,15 @@ def test_a_cost_is_the_true_divergence_rounded_up_to_a_nano(order: int, sensitiv
         unsampled = mpf(order * sensitivity_squared * NANO) / (2 * variance)
         closest = unsampled if sensitivity_squared > 10**6 * variance else true
         assert cost <= closest * (1 + mpf(10) ** -11) + mpf("1.1")
+        assert cost <= sampled_gaussian(sensitivity_squared, variance, 1.0).at(order)
+
+
+@given(st.sampled_from((64, 256, 512)), st.integers(1, 1000), st.integers(10**3, 10**6), st.floats(1e-3, 0.999))
+@settings(max_examples=30, deadline=None)
+def test_rounding_errors_of_large_exponents_are_covered(order: int, variance: int, ratio: int, rate: float) -> None:
+    sensitivity_squared = variance * ratio - variance // 3
+    with mp.workdps(60):
+        assert true_nanos(order, sensitivity_squared, variance, rate) <= sampled_gaussian(sensitivity_squared, variance, rate).at(order)
 
 
 def lattice_divergences(order: int, shift: tuple[int, ...], variance: int, rate: float) -> tuple[mpf, mpf]:
@@ -158,6 +167,14 @@ def test_an_allowance_is_the_largest_cost_that_fits(epsilon: float, delta: float
         assert epsilon_of(nanos, order, delta) <= epsilon < epsilon_of(nanos + 1, order, delta)
 
 
+@given(st.integers(0, 10**13), deltas, orders)
+def test_the_epsilon_of_a_cost_allows_that_cost_and_a_hair_less_does_not(nanos: int, delta: float, order: int) -> None:
+    epsilon = epsilon_of(nanos, order, delta)
+    if epsilon > 0:
+        assert allowance(epsilon, delta, order) >= nanos
+        assert allowance(math.nextafter(epsilon, 0), delta, order) < nanos
+
+
 @given(costs, deltas)
 def test_no_order_beats_the_best_one(cost: RenyiCost, delta: float) -> None:
     order, epsilon = best_order(cost, delta)
@@ -226,11 +243,12 @@ def test_evaluation_variance_is_the_smallest_that_fits(nanos: int, order: int, s
     assert variance == 1 or sampled_gaussian(sensitivity_squared, variance - 1, 1.0).at(order) > nanos
 
 
-@given(st.floats(0.01, 30), st.floats(1e-9, 0.1), st.floats(1e-40, 1e-25))
-def test_inexact_noise_is_paid_for_out_of_delta(epsilon: float, delta: float, distance: float) -> None:
+@given(st.floats(0.01, 30), st.floats(1e-9, 0.1), st.floats(0, 0.9))
+def test_inexact_noise_is_paid_for_out_of_delta(epsilon: float, delta: float, part: float) -> None:
+    distance = part * delta / (1 + math.exp(epsilon))
     left = exact_delta(delta, epsilon, distance)
     assert mpf(left) + (1 + mp.exp(epsilon)) * mpf(distance) <= mpf(delta)
-    assert left == pytest.approx(delta, rel=1e-3)
+    assert left == pytest.approx(delta * (1 - part))
     assert exact_delta(delta, epsilon, 0.0) == delta
 
 

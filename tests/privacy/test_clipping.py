@@ -200,7 +200,14 @@ def test_partial_sums_never_wrap_around() -> None:
         add_exactly([part, part])
     with pytest.raises(Diverged):
         add_exactly([part] * 9)
+    assert add_exactly([part // 2, -part]).tolist() == [-(2**60)] * 3
     assert (part == 2**61).all()
+
+
+def test_partial_sums_are_left_as_they_were() -> None:
+    parts = [np.ones(3, np.int64), np.ones(3, np.int64)]
+    assert add_exactly(parts).tolist() == [2, 2, 2]
+    assert np.array(parts).tolist() == [[1, 1, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.nan, math.inf, 5e-324])

@@ -149,6 +149,17 @@ def test_several_ties_in_one_sample_each_take_their_own_word() -> None:
     assert DiscreteGaussian(10).sample(4, Script(words, b"\0", *below)).tolist() == [0, 1, 2, 3]
 
 
+@given(st.sampled_from(VARIANCES), st.lists(st.integers(0, 2**64 - 1), max_size=40))
+@settings(deadline=None)
+def test_each_draw_of_a_sample_stays_in_its_place(variance: int, words: list[int]) -> None:
+    highs = [entry >> 64 for entry in entries(variance)]
+    untied = [word for word in words if word not in highs]
+    sample = DiscreteGaussian(variance).sample(
+        len(untied), Script(b"".join(word.to_bytes(8, "little") for word in untied), bytes(-(-len(untied) // 8)))
+    )
+    assert sample.tolist() == [drawn(variance, word << 64, negative=False) for word in untied]
+
+
 @given(st.sampled_from(VARIANCES), st.integers(0, 300), st.integers(0, 2**32))
 @settings(deadline=None)
 def test_opposite_sign_bits_give_the_opposite_draws(variance: int, size: int, seed: int) -> None:
@@ -217,5 +228,7 @@ def test_seeded_noise_repeats_for_its_seed_and_says_that_it_is_for_tests() -> No
     first, again, other = SeededNoise(5), SeededNoise(5), SeededNoise(50)
     assert [first.bytes(16), first.bytes(16)] == [again.bytes(16), again.bytes(16)]
     assert SeededNoise(5).bytes(16) != other.bytes(16)
+    one, eleven = SeededNoise(1), SeededNoise(11)
+    assert [one.bytes(16) for _ in range(11)][-1] != eleven.bytes(16)  # call 11 of seed 1, call 1 of seed 11
     assert first.for_tests
     assert not SystemNoise.for_tests

@@ -74,6 +74,19 @@ def test_a_key_file_of_another_length_is_refused(tmp_path: Path, content: bytes)
         Keys.open(tmp_path)
 
 
+def test_a_lost_silo_key_is_not_made_anew(tmp_path: Path) -> None:
+    Keys.open(tmp_path)
+    (tmp_path / "keys" / "silo.key").unlink()
+    with pytest.raises(InvalidKey, match="put it back"):
+        Keys.open(tmp_path)
+
+
+def test_an_opening_cut_off_between_the_two_keys_is_gone_on_with(tmp_path: Path) -> None:
+    mac = Keys.open(tmp_path).mac("fingerprint", b"rows")
+    (tmp_path / "keys" / "signing.ed25519").unlink()
+    assert Keys.open(tmp_path).mac("fingerprint", b"rows") == mac
+
+
 def test_a_home_that_is_a_file_is_unusable(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("")
     with pytest.raises(HomeUnusable):

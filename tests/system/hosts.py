@@ -7,30 +7,51 @@ nothing is left and nothing else on the machine is touched.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 TOOLS = ("ip", "unshare", "mount", "ssh", "ssh-keygen", "rsync")
 SSHD = "/usr/sbin/sshd"
-# Ray stops by name what it sees, and shares /tmp and /dev/shm with whoever is there: a host sees only itself. sshd sets its home (SetEnv).
+# Ray stops by name what it sees, and keeps its files in /tmp/ray, /dev/shm and the user's home: a host sees only its own. What lies
+# under the home and is needed all the same (Python, this checkout) is bound into the host's home first.
 START = """
-mount --bind "$1/tmp-ray" /tmp/ray && mount -t tmpfs tmpfs /tmp/haproxy-serve && mount -t tmpfs tmpfs /dev/shm || exit
-exec "$2" -D -e -f "$1/sshd_config"
+folder=$1 home=$2 sshd=$3; shift 3
+hostname "$(basename "$folder")" || exit
+for kept in "$@"; do mkdir -p "$folder/home${kept#"$home"}" && mount --bind "$kept" "$folder/home${kept#"$home"}" || exit; done
+mount --bind "$folder/tmp-ray" /tmp/ray && mount -t tmpfs tmpfs /tmp/haproxy-serve && mount -t tmpfs tmpfs /dev/shm || exit
+mount --rbind "$folder/home" "$home" || exit
+exec "$sshd" -D -e -f "$folder/sshd_config"
 """
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Host:
-    """A host that answers ssh at `address`; its home is `home`, seen also from outside."""
+    """A host that answers ssh at `address`; `home` is its user's home as seen from outside, `namespace` that of its processes."""
 
     address: str
     home: Path
+    namespace: str
+
+    def processes(self, having: str) -> list[psutil.Process]:
+        """What runs on the host with `having` in its command line."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(OSError, psutil.Error):  # one that has ended meanwhile
+                here = str(Path(f"/proc/{process.pid}/ns/pid").readlink()) == self.namespace
+                if here and having in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,7 +108,6 @@ def _host(folder: Path, key: Path, bridge: str, net: str, at: int) -> Iterator[H
         "PidFile": "none",
         "MaxStartups": "50",
         "MaxSessions": "50",
-        "SetEnv": f'HOME="{own / "home"}"',
     }
     (own / "sshd_config").write_text("".join(f"{option} {value}\n" for option, value in options.items()), encoding="utf-8")
     with ExitStack() as stack:
@@ -100,10 +120,13 @@ def _host(folder: Path, key: Path, bridge: str, net: str, at: int) -> Iterator[H
             _run("ip", "-n", name, "link", "set", device, "up")
         inside = ["ip", "netns", "exec", name, "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
         log = stack.enter_context((own / "sshd.log").open("wb"))
-        process = subprocess.Popen([*inside, "sh", "-c", START, "sh", str(own), SSHD], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        kept = [str(path) for path in (Path(sys.base_prefix), ROOT, Path(sys.prefix)) if path.is_relative_to(home)]
+        start = ["sh", "-c", START, "sh", str(own), str(home), SSHD, *kept]
+        process = subprocess.Popen([*inside, *start], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         stack.callback(_end, process)
         _wait_for(address, 22, process)
-        yield Host(address, own / "home")
+        yield Host(address, own / "home", str(Path(f"/proc/{process.pid}/ns/pid_for_children").readlink()))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,0 +1,266 @@
+"""A typed client of a qedge endpoint: numpy in, labels and probabilities out, the server's errors as the classes they were.
+
+Speaks the Open Inference Protocol, version 2, over REST with JSON tensors, so any other client of it works as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NoReturn, TypeVar
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from qedge.errors import AddressUnreachable, Failed, InvalidRequest, QEdgeError, UnknownModel
+
+Labels = NDArray[np.int64] | NDArray[np.str_]
+
+_STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_CHUNK_BYTES = 2**20
+_BYTES_PER_VALUE = 20
+
+
+_NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
+
+
+class TensorMetadata(BaseModel):
+    """Name, datatype and shape of an input or output; -1 is a size that the caller chooses."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(BaseModel):
+    """What the server says of a model; `receipt` is the id of its privacy receipt."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    parameters: dict[str, JsonValue] = {}
+
+    @property
+    def receipt(self) -> str | None:
+        """Id of the privacy receipt, where the server gives one."""
+        value = self.parameters.get("receipt")
+        return value if isinstance(value, str) else None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the columns of a row, in the model's order; empty where the model does not say."""
+        properties = self.parameters.get("properties")
+        text = properties.get("features") if isinstance(properties, dict) else None
+        return tuple(_NAMES.validate_json(text)) if isinstance(text, str) else ()
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`labels`: [rows] int64 or str; `probabilities`: [rows, classes] float32; who answered."""
+
+    labels: Labels
+    probabilities: NDArray[np.float32]
+    version: str
+    receipt: str
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class _Server(BaseModel):
+    name: str
+    models: tuple[str, ...]
+
+
+class _Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: list[object]
+
+
+class _Answer(BaseModel):
+    model_version: str
+    parameters: dict[str, JsonValue] = {}
+    outputs: tuple[_Tensor, ...]
+
+
+_OBJECT: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
+
+
+class Client:
+    """A connection to one endpoint. Use it as a context manager, or `close` it. Safe to share between threads."""
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> None:
+        """`url`: of the endpoint, e.g. http://127.0.0.1:8000; `transport`: another way there, e.g. an application in process."""
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, transport=transport, trust_env=False)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def live(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            return self._get("/v2/health/live").is_success
+        except AddressUnreachable:
+            return False
+
+    def models(self) -> tuple[str, ...]:
+        """Names of the models that are served.
+
+        Raises:
+            AddressUnreachable: nothing answers.
+            Failed: the answer is not one of a qedge server.
+        """
+        response = self._get("/v2")
+        if not response.is_success:
+            _raise(response)
+        return _parsed(_Server, response).models
+
+    def ready(self, name: str, version: str | None = None) -> bool:
+        """Whether a model (of that version) can be asked now. False as well when nothing answers."""
+        try:
+            return self._get(_path(name, version) + "/ready").is_success
+        except (AddressUnreachable, UnknownModel):
+            return False
+
+    def model(self, name: str, version: str | None = None) -> ModelMetadata:
+        """What the server says of a model.
+
+        Raises:
+            UnknownModel: it is not served.
+            AddressUnreachable: nothing answers.
+            Failed: the answer is not one of an inference server.
+        """
+        response = self._get(_path(name, version))
+        if not response.is_success:
+            _raise(response)
+        return _parsed(ModelMetadata, response)
+
+    def infer(self, name: str, rows: NDArray[np.floating], version: str | None = None) -> Prediction:
+        """Labels and probabilities for `rows` [n, features], n ≥ 1, sent in pieces of about a megabyte.
+
+        Every piece is answered by one version: when the model was replaced between two, all are asked again.
+
+        Raises:
+            InvalidRequest: rows of another shape or with values that are not finite.
+            UnknownModel: it is not served.
+            AddressUnreachable: nothing answers, or too late.
+            Failed: the server could not answer.
+        """
+        with np.errstate(over="ignore"):
+            rows = np.asarray(rows, dtype=np.float32)
+        if rows.ndim != 2 or not len(rows):
+            raise InvalidRequest(f"rows have the shape {list(rows.shape)}; expected [n, features] with n ≥ 1", given=list(rows.shape))
+        if not np.isfinite(rows).all():
+            raise InvalidRequest("rows hold NaN or an infinity; expected finite values")
+        answers = [self._infer(name, version, chunk) for chunk in _chunks(rows)]
+        if len({answer.version for answer in answers}) > 1:
+            answers = [self._infer(name, answers[-1].version, chunk) for chunk in _chunks(rows)]
+        labels = np.concatenate([answer.labels for answer in answers])
+        probabilities = np.concatenate([answer.probabilities for answer in answers])
+        return Prediction(labels, probabilities, answers[0].version, answers[0].receipt)
+
+    def _infer(self, name: str, version: str | None, rows: NDArray[np.float32]) -> Prediction:
+        tensor = {"name": "features", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
+        response = self._send("POST", _path(name, version) + "/infer", to_json({"inputs": [tensor]}))
+        if not response.is_success:
+            _raise(response)
+        answer = _parsed(_Answer, response)
+        outputs = {output.name: output for output in answer.outputs}
+        if not {"label", "probabilities"} <= set(outputs):
+            raise Failed(f"'{name}' answers with {sorted(outputs)}; expected label and probabilities")
+        receipt = str(answer.parameters.get("receipt", ""))
+        return Prediction(_labels(outputs["label"]), _probabilities(outputs["probabilities"]), answer.model_version, receipt)
+
+    def _get(self, path: str) -> httpx.Response:
+        return self._send("GET", path)
+
+    def _send(self, method: str, path: str, body: bytes | None = None) -> httpx.Response:
+        headers = {"content-type": "application/json"} if body is not None else {}
+        try:
+            return self._http.request(method, path, content=body, headers=headers)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            raise AddressUnreachable(f"{self.url} does not answer: {reason}", address=self.url) from None
+
+
+def _path(name: str, version: str | None) -> str:
+    """The path of a model. A name is one step of it: servers read an escaped slash as a slash, which would lead elsewhere."""
+    for step in (name, version):
+        if step is not None and not _STEP.fullmatch(step):
+            raise UnknownModel(f"no model can be called '{step}'; accepted: letters, digits, '.', '_' and '-'", model=name)
+    return f"/v2/models/{name}" if version is None else f"/v2/models/{name}/versions/{version}"
+
+
+def _chunks(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    size = max(1, min(_CHUNK_BYTES // (_BYTES_PER_VALUE * max(rows.shape[1], 1)), 1024))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _labels(tensor: _Tensor) -> Labels:
+    with _fitting(tensor):
+        if tensor.datatype == "BYTES":
+            return np.array(tensor.data, dtype=np.str_).reshape(tensor.shape)
+        return np.array(tensor.data, dtype=np.int64).reshape(tensor.shape)
+
+
+def _probabilities(tensor: _Tensor) -> NDArray[np.float32]:
+    with _fitting(tensor):
+        return np.array(tensor.data, dtype=np.float32).reshape(tensor.shape)
+
+
+@contextmanager
+def _fitting(tensor: _Tensor) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError):
+        raise Failed(f"the server's output '{tensor.name}' does not fit its shape {list(tensor.shape)}") from None
+
+
+def _parsed(kind: type[_Model], response: httpx.Response) -> _Model:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError:
+        raise Failed(f"{response.url} answered {response.status_code} with something that is no {kind.__name__}") from None
+
+
+def _raise(response: httpx.Response) -> NoReturn:
+    """Raise the problem in a response as the error class its code names; an unknown code by its status."""
+    try:
+        problem = _OBJECT.validate_python(from_json(response.content))
+    except (ValueError, ValidationError):
+        problem = {}
+    detail = str(problem.get("detail") or problem.get("error") or f"the server answered {response.status_code}")
+    kind = _classes().get(str(problem.get("code")), InvalidRequest if response.status_code < 500 else Failed)
+    facts = {key: value for key, value in problem.items() if key not in _PROBLEM_KEYS}
+    raise kind(detail, **facts)
+
+
+_PROBLEM_KEYS = {"type", "title", "status", "detail", "instance", "code", "error", "message"}
+
+
+def _classes() -> dict[str, type[QEdgeError]]:
+    found: dict[str, type[QEdgeError]] = {}
+    waiting: list[type[QEdgeError]] = [QEdgeError]
+    while waiting:
+        kind = waiting.pop()
+        found[kind.code] = kind
+        waiting.extend(kind.__subclasses__())
+    return found

@@ -1,0 +1,42 @@
+"""What several tests need: a home of their own, small jobs, and a MLflow that stays quiet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qedge.config import Settings, load
+from qedge.job import TrainingJob
+
+PRIVATE: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "wine", "partition": {"dirichlet": 1.0, "clients": 30}, "test": 0.3, "evaluation": "public"},
+    "model": {"kind": "linear"},
+    "algorithm": {"local_epochs": 2, "batch_size": 4, "learning_rate": 0.3, "kernel": "stacked"},
+    "cohort": {"sampling": "poisson", "rate": 0.5},
+    "privacy": {"unit": "client", "epsilon": 6, "delta": 0.01, "clipping": {"bound": 0.5}},
+    "rounds": 4,
+}
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of a home that nobody else has."""
+    return load(home=tmp_path / "home", environ={})
+
+
+@pytest.fixture
+def make_job() -> Callable[..., TrainingJob]:
+    """A small private job, with changes: `make_job(rounds=2, privacy="none")`; a dict is merged into its part."""
+
+    def make(**changes: Any) -> TrainingJob:
+        values = copy.deepcopy(PRIVATE)
+        for key, value in changes.items():
+            values[key] = {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        return TrainingJob.parse(values)
+
+    return make

@@ -1,0 +1,290 @@
+"""A whole run in one process: what it refuses, what it releases and charges, and what survives a cut at any point."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from qedge import train
+from qedge.config import Settings
+from qedge.errors import (
+    BudgetExceeded,
+    CheckpointTampered,
+    Diverged,
+    Fenced,
+    InvalidPrivacy,
+    NotInThisVersion,
+    ScopeConflict,
+    UnknownRun,
+    UnknownScope,
+)
+from qedge.federated.backend import local_workers
+from qedge.federated.completion import complete
+from qedge.federated.coordinator import Coordinator
+from qedge.federated.events import RoundFinished
+from qedge.federated.preparation import prepare
+from qedge.federated.run_folder import RunFolder
+from qedge.job import TrainingJob
+from qedge.privacy.mechanisms import SeededNoise
+from qedge.receipt import NO_GUARANTEE, Receipt, verify
+from qedge.records import Records
+
+Make = Callable[..., TrainingJob]
+
+
+class Cut(Exception):
+    """A coordinator stopped dead, at a point that the test chose."""
+
+
+def _coordinator(settings: Settings, folder: RunFolder, on_event=lambda event: None, noise=None) -> Coordinator:
+    return Coordinator(folder, Records.open(settings.home), local_workers, on_event, noise)
+
+
+def test_a_private_run_charges_each_round_once_and_issues_a_receipt_that_holds(settings: Settings, make_job: Make):
+    seen: list[RoundFinished] = []
+    result = train(
+        make_job(), backend="serial", settings=settings, on_event=lambda e: seen.append(e) if isinstance(e, RoundFinished) else None
+    )
+    records = Records.open(settings.home)
+    assert sorted(records.ledger.releases(result.run_id)) == [1, 2, 3, 4]
+    scope = records.ledger.scope("wine")
+    assert scope.spent == pytest.approx(result.epsilon)
+    assert result.epsilon <= 6
+    assert not any(scope.held.nanos)
+    assert [event.round for event in seen] == [1, 2, 3, 4]
+    assert all(event.expected_cohort == 15 for event in seen)
+    receipt = Receipt.read(settings.home / "runs" / result.run_id / "model" / "receipt.json")
+    verify(receipt, records.keys.public, settings.home / "runs" / result.run_id / "model")
+    assert receipt.id == result.receipt
+    adversaries = {g.adversary: float(g.epsilon) for g in receipt.guarantees}
+    assert adversaries["released model"] == pytest.approx(result.epsilon)
+    assert adversaries["roster holder"] > adversaries["released model"]
+    assert ("training", "charged") in {(use.what, use.covered) for use in receipt.uses}
+    assert result.version == 1
+
+
+def test_what_is_shown_and_mirrored_never_says_how_large_a_cohort_was(settings: Settings, make_job: Make):
+    result = train(make_job(), backend="serial", settings=settings)
+    folder = RunFolder.open(settings.home, result.run_id)
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert {row["metrics"]["expected_cohort"] for row in rows} == {15.0}
+    assert {name for row in rows for name in row["metrics"]} == {"accuracy", "loss", "epsilon", "expected_cohort"}
+    created = folder.read("run.json")["created_ms"]
+    assert [row["time_ms"] - created for row in rows] == [1, 2, 3, 4]
+    assert (folder.path / "secret.key").stat().st_mode & 0o077 == 0
+
+
+def test_a_second_job_that_does_not_fit_is_refused_and_told_how_many_rounds_would(settings: Settings, make_job: Make):
+    train(make_job(rounds=2, privacy={"epsilon": 3}), backend="serial", settings=settings)
+    Records.open(settings.home).ledger.set_budget("wine", epsilon=5.0, actor="officer")
+    before = Records.open(settings.home).ledger.head()
+    with pytest.raises(BudgetExceeded) as refused:
+        train(make_job(rounds=40, privacy={"epsilon": 4}), backend="serial", settings=settings)
+    assert 0 < int(refused.value.facts["rounds_that_fit"]) < 40
+    assert Records.open(settings.home).ledger.head() == before
+    assert len(list((settings.home / "runs").iterdir())) == 1
+    assert any(entry.event == "job.refused" for entry in Records.open(settings.home).log.entries())
+
+
+def test_the_same_rows_under_another_name_are_the_same_budget(settings: Settings, make_job: Make):
+    train(make_job(rounds=1, privacy={"epsilon": 3}), backend="serial", settings=settings)
+    with pytest.raises(ScopeConflict):
+        train(make_job(privacy={"budget": "fresh"}), backend="serial", settings=settings)
+    with pytest.raises(ScopeConflict):
+        train(make_job(privacy="none"), backend="serial", settings=settings)
+    # Another partition of the same rows is still the same rows.
+    with pytest.raises(BudgetExceeded):
+        train(
+            make_job(data={"partition": {"dirichlet": 5.0, "clients": 20}}, privacy={"epsilon": 900}), backend="serial", settings=settings
+        )
+
+
+def test_where_the_officer_opens_scopes_a_job_may_not(settings: Settings, make_job: Make):
+    strict = settings.model_copy(update={"ledger": settings.ledger.model_copy(update={"open_by_job": False})})
+    with pytest.raises(UnknownScope, match="budget set wine"):
+        train(make_job(), backend="serial", settings=strict)
+    Records.open(strict.home).ledger.set_budget("wine", epsilon=6.0, delta=0.01, actor="officer")
+    assert train(make_job(rounds=1), backend="serial", settings=strict).epsilon <= 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"data": {"partition": {"clients": 1}}}, InvalidPrivacy),
+        ({"privacy": {"delta": 1 / 30}}, InvalidPrivacy),
+    ],
+)
+def test_a_job_without_an_honest_guarantee_is_refused_before_the_home_is_touched(settings: Settings, make_job: Make, changes, error):
+    with pytest.raises(error):
+        train(make_job(**changes), backend="serial", settings=settings)
+    assert not settings.home.exists()
+
+
+def test_known_names_of_the_field_are_refused_as_not_in_this_version(make_job: Make):
+    for changes in ({"aggregation": "krum"}, {"algorithm": {"kind": "scaffold"}}, {"cohort": {"sampling": "oort", "rate": None}}):
+        with pytest.raises(NotInThisVersion):
+            make_job(**changes)
+
+
+def test_without_privacy_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(settings: Settings, make_job: Make):
+    job = make_job(privacy="none", rounds=6)
+    whole = _coordinator(settings, prepare(job, settings)).train()
+    folder = prepare(job, settings)
+
+    def cut(event: object) -> None:
+        if isinstance(event, RoundFinished) and event.round == 3:
+            raise Cut
+
+    with pytest.raises(Cut):
+        _coordinator(settings, folder, cut).train()
+    resumed = _coordinator(settings, folder).train()
+    assert resumed.weights.tobytes() == whole.weights.tobytes()
+    assert resumed.momentum.tobytes() == whole.momentum.tobytes()
+
+
+@hypothesis_settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_under_privacy_a_cut_anywhere_loses_nothing_and_charges_nothing_twice(settings: Settings, make_job: Make, data):
+    shutil.rmtree(settings.home, ignore_errors=True)
+    folder = prepare(make_job(rounds=5), settings)
+    place = data.draw(st.sampled_from(["before-append", "before-commit", "after-commit", "after-apply"]))
+    at = data.draw(st.integers(1, 5))
+    first = _coordinator(settings, folder)
+    _cut_at(first, place, at)
+    with pytest.raises(Cut):
+        first.train()
+    on_disk = first.ahead.read({})
+    charged = first.records.ledger.releases(folder.run)
+    again = _coordinator(settings, folder)
+    again.train()
+    releases = again.records.ledger.releases(folder.run)
+    assert sorted(releases) == [1, 2, 3, 4, 5]
+    assert {number: releases[number] for number in charged} == charged
+    # What was written ahead was taken up again, not drawn anew: noise is never spent on the same round twice.
+    assert all(releases[number] == release.digest for number, release in on_disk.items())
+    scope = again.records.ledger.scope("wine")
+    assert scope.committed == again.guarantee.cost(5, evaluated=False)
+
+
+def _cut_at(coordinator: Coordinator, place: str, at: int) -> None:
+    """Stop the coordinator dead at one point of one round, as if its process had been killed there."""
+    append, commit, apply = coordinator.ahead.append, coordinator.records.ledger.commit, coordinator._apply
+
+    def cutting_append(release):
+        if place == "before-append" and release.round == at:
+            raise Cut
+        append(release)
+
+    def cutting_commit(run, number, digest, epoch):
+        if place == "before-commit" and number == at:
+            raise Cut
+        commit(run, number, digest, epoch)
+        if place == "after-commit" and number == at:
+            raise Cut
+
+    def cutting_apply(state, total, weight=None):
+        after = apply(state, total, weight)
+        if place == "after-apply" and after.round == at:
+            raise Cut
+        return after
+
+    coordinator.ahead.append, coordinator.records.ledger.commit, coordinator._apply = cutting_append, cutting_commit, cutting_apply
+
+
+def test_a_coordinator_that_was_thought_dead_releases_nothing_more(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    old = _coordinator(settings, folder)
+    _coordinator(settings, folder)
+    with pytest.raises(Fenced):
+        old.train()
+    assert old.records.ledger.releases(folder.run) == {}
+
+
+def test_with_seeded_noise_serial_runs_repeat_and_issue_no_receipt(settings: Settings, make_job: Make):
+    states = []
+    for _ in range(2):
+        shutil.rmtree(settings.home, ignore_errors=True)
+        folder = prepare(make_job(), settings)
+        (folder.path / "secret.key").write_bytes(b"k" * 32)
+        coordinator = _coordinator(settings, folder, noise=SeededNoise(7))
+        states.append(coordinator.train())
+        result = complete(coordinator, states[-1], lambda event: None)
+        assert result["summary"]["receipt"] is None
+        assert not folder.model.exists()
+    assert states[0].weights.tobytes() == states[1].weights.tobytes()
+
+
+def test_a_released_record_that_is_gone_is_noticed(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    coordinator = _coordinator(settings, folder)
+    _cut_at(coordinator, "after-apply", 3)
+    with pytest.raises(Cut):
+        coordinator.train()
+    folder.releases.unlink()
+    folder.checkpoint.unlink(missing_ok=True)
+    with pytest.raises(CheckpointTampered, match="round 1"):
+        _coordinator(settings, folder).train()
+
+
+@pytest.mark.parametrize("name", ["job.json", "record.json"])
+def test_the_terms_of_a_run_cannot_be_changed_after_its_budget_was_held(settings: Settings, make_job: Make, name):
+    folder = prepare(make_job(), settings)
+    text = (folder.path / name).read_text()
+    changed = text.replace('"rounds": 4', '"rounds": 3')
+    assert changed != text
+    (folder.path / name).write_text(changed)
+    with pytest.raises(CheckpointTampered):
+        _coordinator(settings, folder)
+
+
+def test_a_run_without_privacy_says_so_on_its_receipt(settings: Settings, make_job: Make):
+    result = train(make_job(privacy="none", rounds=2), backend="serial", settings=settings)
+    receipt = Receipt.read(settings.home / "runs" / result.run_id / "model" / "receipt.json")
+    assert receipt.privacy == NO_GUARANTEE
+    assert receipt.guarantees == ()
+    assert ("training", "NOT COVERED") in {(use.what, use.covered) for use in receipt.uses}
+    assert result.epsilon is None
+    # A later private run on the same rows tells of it.
+    private = train(make_job(rounds=1), backend="serial", settings=settings)
+    uses = Receipt.read(settings.home / "runs" / private.run_id / "model" / "receipt.json").uses
+    assert any(result.run_id in use.note for use in uses)
+
+
+def test_held_out_rows_not_declared_public_are_looked_at_once_and_charged(settings: Settings, make_job: Make):
+    seen: list[RoundFinished] = []
+    job = make_job(data={"evaluation": None})
+    result = train(job, backend="serial", settings=settings, on_event=lambda e: seen.append(e) if isinstance(e, RoundFinished) else None)
+    assert all(event.accuracy is None and event.loss is None for event in seen)
+    assert 0 <= result.accuracy <= 1
+    releases = Records.open(settings.home).ledger.releases(result.run_id)
+    assert sorted(releases) == [1, 2, 3, 4, 5]
+    assert Records.open(settings.home).ledger.scope("wine").spent == pytest.approx(result.epsilon)
+    assert result.epsilon <= 6
+
+
+def test_a_diverging_run_stops_and_is_on_record_as_failed(settings: Settings, make_job: Make):
+    job = make_job(privacy="none", algorithm={"learning_rate": 1e30}, rounds=3)
+    with pytest.raises(Diverged):
+        train(job, backend="serial", settings=settings)
+    (folder,) = (settings.home / "runs").iterdir()
+    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+
+
+def test_under_privacy_an_update_that_is_not_finite_counts_as_zero(settings: Settings, make_job: Make):
+    folder = prepare(make_job(algorithm={"learning_rate": 1e30}), settings)
+    state = _coordinator(settings, folder).train()
+    assert np.isfinite(state.weights).all()
+
+
+def test_an_unknown_run_offers_the_nearest(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    with pytest.raises(UnknownRun, match=folder.run):
+        train(resume=folder.run[:-1] + "x", backend="serial", settings=settings)
+    assert train(resume=folder.run, backend="serial", settings=settings).rounds == 4

@@ -1,0 +1,36 @@
+"""A real Ray with a real Serve, one for all tests of a module that ask for it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from actors.cluster import connect, start_head, stop_head
+from qedge.config import Settings, load
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings of a home whose cluster runs, this process connected to it."""
+    settings = load(
+        environ={},
+        home=tmp_path_factory.mktemp("home"),
+        serve={"port": free_port(), "max_body_bytes": 65536, "max_batch_rows": 512},
+        cluster={"cpus": 2, "object_store_bytes": 100 * 2**20},
+    )
+    start_head(settings, serve=True)
+    try:
+        with connect(settings, start=False):
+            yield settings
+    finally:
+        stop_head(settings)
