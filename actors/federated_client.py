@@ -16,6 +16,7 @@ from qedge.federated.client import ClientSpec, FederatedClient, PartialSum
 from qedge.federated.workers import share_out
 
 ATTEMPTS = 3
+START_TIMEOUT_S = 120.0
 _INLINE_BYTES = 64 * 1024  # Ray sends smaller arguments with the call itself
 
 
@@ -25,6 +26,10 @@ class FederatedClientActor:
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
         self.client = FederatedClient(spec, train, test)
+
+    def ready(self) -> bool:
+        """Answers once the actor has started."""
+        return True
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray]) -> PartialSum:
         """See `FederatedClient.partial_sum`."""
@@ -43,6 +48,7 @@ class RayWorkers:
         self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
         count = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self.actors = [FederatedClientActor.remote(*self.standing_for) for _ in range(count)]
+        self._await_start(self.actors)
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
         """See `Workers.partial_sum`."""
@@ -101,7 +107,15 @@ class RayWorkers:
                 self._replace(slot)
             if not work:
                 return done
+            self._await_start(self.actors)
         raise RoundFailed(f"{what}: {ATTEMPTS} attempts of {deadline_s:g} s each passed without all of its clients", attempts=ATTEMPTS)
+
+    def _await_start(self, actors: list[ActorHandle]) -> None:
+        """Starting a process is not part of a round: deadlines begin when every actor answers."""
+        answers = [actor.ready.remote() for actor in actors]
+        _ready, late = ray.wait(answers, num_returns=len(answers), timeout=START_TIMEOUT_S)
+        if late:
+            raise RoundFailed(f"{len(late)} of {len(actors)} client actors did not start in {START_TIMEOUT_S:g} s", seconds=START_TIMEOUT_S)
 
     def _replace(self, slot: int) -> None:
         ray.kill(self.actors[slot])

@@ -1,10 +1,11 @@
-"""An inference endpoint in this process: the real application behind a real HTTP server, without Ray."""
+"""Endpoints for the tests: the real application behind a real HTTP server in this process, free ports, and patience."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -26,3 +27,21 @@ def endpoint(server: InferenceServer) -> Iterator[str]:
         finally:
             web.should_exit = True
             thread.join()
+
+
+def free_port() -> int:
+    """A port that nobody listened on a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def eventually(holds: Callable[[], bool], within_s: float = 60.0) -> bool:
+    """Whether `holds` comes true before the time is up; returns as soon as it does."""
+    deadline = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True

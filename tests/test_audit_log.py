@@ -194,6 +194,17 @@ def test_the_first_bad_line_is_named(tmp_path: Path, keys: Keys) -> None:
     assert caught.value.facts["line"] == 5
 
 
+def test_an_entry_rewritten_with_a_hash_of_its_own_is_noticed_at_the_next(tmp_path: Path, keys: Keys) -> None:
+    log = filled(tmp_path, keys, 5)
+    lines = log.path.read_bytes().splitlines(keepends=True)
+    entry = json.loads(lines[2]) | {"facts": {"number": -1}}
+    del entry["hash"]
+    lines[2] = canonical(entry | {"hash": digest(entry)}) + b"\n"
+    log.path.write_bytes(b"".join(lines))
+    with pytest.raises(LogTampered, match="line 4: it does not follow"):
+        audit_log.verify(log.path, keys.public)
+
+
 def test_a_missing_checkpoint_is_noticed_in_a_copy(tmp_path: Path, keys: Keys) -> None:
     """A chain mended by someone without the key has no signature where one belongs."""
     log = filled(tmp_path, keys, CHECKPOINT_EVERY + 1)

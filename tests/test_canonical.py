@@ -8,7 +8,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qedge.canonical import canonical, decimal, digest, parse
@@ -21,23 +21,27 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_is_written_reads_back_equal_and_is_json(value: object) -> None:
     assert parse(canonical(value)) == value
     assert json.loads(canonical(value)) == value
 
 
+@settings(deadline=None)
 @given(st.dictionaries(TEXT, VALUES, max_size=6))
 def test_the_order_in_which_keys_were_put_in_does_not_matter(value: dict[str, object]) -> None:
     assert canonical(dict(reversed(value.items()))) == canonical(value)
     assert digest(value) == hashlib.sha256(canonical(value)).hexdigest()
 
 
+@settings(deadline=None)
 @given(VALUES, VALUES)
 def test_different_values_have_different_bytes(one: object, other: object) -> None:
     assert (canonical(one) == canonical(other)) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
 
 
+@settings(deadline=None)
 @given(VALUES, st.data())
 def test_a_changed_byte_is_another_value_or_no_value(value: object, data: st.DataObject) -> None:
     content = canonical(value)
@@ -68,6 +72,7 @@ def test_a_bottomless_value_is_refused_and_not_a_crash() -> None:
         parse(b"[" * 100_000 + b"]" * 100_000)
 
 
+@settings(deadline=None)
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_decimal_string_reads_back_as_the_same_float(number: float) -> None:
     assert float(decimal(number)) == number

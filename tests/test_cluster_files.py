@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -76,6 +79,17 @@ def test_every_mounted_file_is_there_and_together_they_can_be_installed() -> Non
 def test_the_installation_is_the_one_of_the_makefile() -> None:
     assert "make -C ~/qedge install" in strings(read(ONPREM)["setup_commands"])
     assert re.search(r"^install:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_ray_is_found_by_the_commands_that_ray_itself_sends() -> None:
+    """`ray down` runs a bare `ray stop` over ssh, and takes it for done when there is no such command."""
+    added = [command for command in strings(read(ONPREM)["setup_commands"]) if "PATH" in command]
+    assert len(added) == 1
+    with tempfile.TemporaryDirectory() as home:
+        for _ in range(2):
+            subprocess.run(["bash", "-c", added[0]], env={"HOME": home, "PATH": os.environ["PATH"]}, check=True)
+        lines = (Path(home) / ".bashrc").read_text(encoding="utf-8").splitlines()
+    assert lines == ['export PATH="$PATH:$HOME/qedge/.venv/bin"']
 
 
 def test_token_authentication_is_on_everywhere_and_the_token_travels_closed_to_others() -> None:

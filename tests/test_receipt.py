@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -100,6 +100,7 @@ def test_every_byte_of_the_file_counts(folder: Path) -> None:
             verify(Receipt.parse(bytes(changed)))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_byte_can_be_set_put_in_or_taken_out(data: st.DataObject) -> None:
     content = issue(body(), KEYS).content()

@@ -1,6 +1,6 @@
 """The state of a run between rounds, on disk: written whole or not at all, and noticed when altered.
 
-A checkpoint is one safetensors file (weights, momentum, round) followed by an HMAC-SHA256 that also covers the run's id. It is
+A checkpoint is one safetensors file (weights, momentum, average, round) followed by an HMAC-SHA256 that also covers the run's id. It is
 written beside the old one, flushed, and renamed over it.
 """
 
@@ -26,7 +26,7 @@ def write_checkpoint(path: Path, state: ServerState, run: str, mac: Callable[[by
     Raises:
         StorageFull: the disk is full; the old checkpoint stays.
     """
-    tensors = {"weights": state.weights, "momentum": state.momentum, "round": np.array([state.round])}
+    tensors = {"weights": state.weights, "momentum": state.momentum, "average": state.average, "round": np.array([state.round])}
     content = save(tensors)
     write_atomically(path, content + mac(_sealed(run, content)))
 
@@ -44,7 +44,7 @@ def read_checkpoint(path: Path, run: str, mac: Callable[[bytes], bytes]) -> Serv
     if not hmac.compare_digest(mac(_sealed(run, content)), tag):
         raise CheckpointTampered(f"{path}: the checkpoint was altered, or belongs to another run", path=str(path))
     tensors = load(content)
-    return ServerState(int(tensors["round"][0]), tensors["weights"], tensors["momentum"])
+    return ServerState(int(tensors["round"][0]), tensors["weights"], tensors["momentum"], tensors["average"])
 
 
 def _sealed(run: str, content: bytes) -> bytes:

@@ -103,10 +103,10 @@ def _issue(coordinator: Coordinator, state: ServerState) -> receipt.Receipt:
     making = folder.path / ".model"
     shutil.rmtree(making, ignore_errors=True)
     making.mkdir(mode=0o700)
-    set_parameters(coordinator.module, state.weights)
+    set_parameters(coordinator.module, state.model)
     schema = coordinator.federation.schema
     to_onnx(coordinator.module, schema, making / "model.onnx")
-    save_weights(state.weights, coordinator.module, making / "weights.safetensors")
+    save_weights(state.model, coordinator.module, making / "weights.safetensors")
     write_atomically(making / "card.json", _card(coordinator))
     issued = receipt.issue(_body(coordinator, making), coordinator.records.keys)
     issued.write(making / receipt.FILE)

@@ -114,7 +114,7 @@ class Coordinator:
         if release is None:
             if number in self.records.ledger.releases(self.folder.run):
                 raise CheckpointTampered(f"run {self.folder.run}: the evaluation was charged but its record is gone", run=self.folder.run)
-            count = self.workers.correct_counts(state.weights, np.arange(clients), EVALUATION_ROWS, self.job.cohort.deadline_s)
+            count = self.workers.correct_counts(state.model, np.arange(clients), EVALUATION_ROWS, self.job.cohort.deadline_s)
             noise = DiscreteGaussian(guarantee.evaluation_variance).sample(1, self.noise)
             release = Release(self.folder.run, number, self.epoch, np.array([count], dtype=np.int64) + noise)
             self.ahead.append(release)
@@ -199,7 +199,7 @@ class Coordinator:
         test = self.federation.test
         if test is None or charged_evaluation(self.job):
             return None, None
-        set_parameters(self.module, state.weights)
+        set_parameters(self.module, state.model)
         self.module.eval()
         with single_thread(), torch.no_grad():
             outputs = self.module(torch.from_numpy(test.features))

@@ -106,7 +106,7 @@ def test_a_disk_that_fills_up_leaves_the_records_before_it_whole(tmp_path):
 def test_a_checkpoint_comes_back_bit_for_bit_and_only_to_its_own_run(tmp_path):
     path = tmp_path / "checkpoint"
     assert read_checkpoint(path, "run", mac) is None
-    state = ServerState(7, np.random.default_rng(0).random(9).astype(np.float32), np.random.default_rng(1).random(9))
+    state = ServerState(7, np.random.default_rng(0).random(9).astype(np.float32), np.random.default_rng(1).random(9), np.ones(9))
     write_checkpoint(path, state, "run", mac)
     read = read_checkpoint(path, "run", mac)
     assert read is not None
@@ -119,7 +119,7 @@ def test_a_checkpoint_comes_back_bit_for_bit_and_only_to_its_own_run(tmp_path):
 @given(data=st.data())
 def test_a_checkpoint_altered_by_one_byte_or_cut_is_refused(tmp_path, data):
     path = Path(tmp_path / "checkpoint")
-    write_checkpoint(path, ServerState(3, np.ones(4, np.float32), np.zeros(4)), "run", mac)
+    write_checkpoint(path, ServerState(3, np.ones(4, np.float32), np.zeros(4), np.zeros(4)), "run", mac)
     content = bytearray(path.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1))
     if data.draw(st.booleans()):

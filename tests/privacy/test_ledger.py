@@ -39,7 +39,7 @@ from qedge.errors import (
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, sampled_gaussian
 from qedge.privacy.ledger import Ledger, Opening, Plan
 from qedge.security.keys import Keys
-from qedge.witness import Head
+from qedge.witness import Head, Witness
 
 FORK = multiprocessing.get_context("fork")
 ORDER, DELTA = 8, 1e-5
@@ -802,6 +802,13 @@ def test_all_three_put_back_are_noticed_by_a_head_kept_elsewhere(full_home: Path
             ledger.refuse_older_than(kept)
         with pytest.raises(RolledBack):
             ledger.refuse_older_than(Head(1, "0" * 64))
+
+
+def test_a_ledger_behind_what_only_the_witness_has_seen_is_rolled_back(full_home: Path) -> None:
+    keys = Keys.open(full_home)
+    Witness(AuditLog(full_home, keys).head(), Head(99, "ab" * 32)).update(full_home, keys)
+    with pytest.raises(RolledBack, match="the witness has seen event 99"):
+        open_ledger(full_home)
 
 
 def test_another_silo_key_under_which_all_data_would_look_new_is_noticed(full_home: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qedge.errors import HomeUnusable, InvalidKey
@@ -93,11 +93,13 @@ def test_a_home_that_is_a_file_is_unusable(tmp_path: Path) -> None:
         Keys.open(tmp_path / "home")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), DOMAINS)
 def test_a_signature_holds_for_its_own_message_and_domain(message: bytes, domain: str) -> None:
     assert FIXED.verify(domain, message, FIXED.sign(domain, message))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=50), st.binary(max_size=50), DOMAINS, DOMAINS)
 def test_no_signature_or_mac_serves_another_domain_or_message(one: bytes, other: bytes, mine: str, theirs: str) -> None:
     if (one, mine) == (other, theirs):
@@ -106,6 +108,7 @@ def test_no_signature_or_mac_serves_another_domain_or_message(one: bytes, other:
     assert FIXED.mac(mine, one) != FIXED.mac(theirs, other)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 511))
 def test_any_altered_bit_of_a_signature_is_noticed(bit: int) -> None:
     signature = bytearray(FIXED.sign("ledger", b"event"))

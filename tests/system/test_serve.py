@@ -4,44 +4,229 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
-from conftest import free_port
+import ray
+from endpoint import eventually, free_port
 from served_models import FEATURES, answer, graph, write
 
-from actors.cluster import status
+from actors.cluster import head, status
+from actors.environment import processes_of
 from qedge.config import Settings
-from qedge.errors import ArtifactTampered, ModelError, PortInUse, ReceiptTampered, UnknownModel
+from qedge.errors import ArtifactTampered, InvalidRequest, PortInUse, ReceiptTampered, RequestTooLarge, UnknownModel
 from qedge.sdk import Client
 from qedge.security.keys import Keys
+from serve_apps import app
 from serve_apps.app import deploy, running, undeploy
+from serve_apps.inference import ModelFolder
 
 pytestmark = pytest.mark.slow
 ROWS = np.random.default_rng(0).normal(size=(5, FEATURES)).astype(np.float32)
+BODY = json.dumps({"inputs": [{"name": "features", "shape": [5, FEATURES], "datatype": "FP32", "data": ROWS.ravel().tolist()}]})
+JSON = {"content-type": "application/json"}
 
 
 def made(settings: Settings, name: str, seed: int) -> Path:
     return write(settings.home / "models" / name / str(seed), name, Keys.open(settings.home), graph(seed))
 
 
-def replica_pids(settings: Settings) -> set[int]:
-    from ray.util.state import list_actors  # noqa: F401 - the dashboard is off; Serve's own word is used instead
+def replica(settings: Settings) -> psutil.Process:
+    record = head(settings)
+    assert record is not None
+    (process,) = [one for one in processes_of(record.folder) if "ServeReplica" in one.cmdline()[0]]
+    return process
 
-    return set()
 
-
-def test_a_deployed_model_answers_as_numpy_does(cluster: Settings) -> None:
-    url = deploy(cluster, "mail", 1, made(cluster, "mail", 1))
+def assert_answers(url: str, name: str, seed: int) -> None:
     with Client(url) as client:
-        prediction = client.infer("mail", ROWS)
-    labels, probabilities = answer(ROWS, seed=1)
-    np.testing.assert_array_equal(prediction.labels, labels)
-    np.testing.assert_allclose(prediction.probabilities, probabilities, atol=1e-5)
-    assert prediction.version == "1"
-    assert status(cluster)["models"] == ["mail"]
-    assert status(cluster)["endpoint"] == url
+        prediction = client.infer(name, ROWS)
+    np.testing.assert_array_equal(prediction.labels, answer(ROWS, seed)[0])
+    np.testing.assert_allclose(prediction.probabilities, answer(ROWS, seed)[1], atol=1e-5)
+    assert prediction.version == str(seed)
+
+
+@pytest.fixture
+def url(cluster: Settings) -> str:
+    """The endpoint, serving version 1 of `mail`."""
+    return deploy(cluster, "mail", 1, made(cluster, "mail", 1))
+
+
+def test_a_deployed_model_answers_as_numpy_does(cluster: Settings, url: str) -> None:
+    assert_answers(url, "mail", 1)
+    shown = status(cluster)
+    assert (shown["endpoint"], shown["models"]) == (url, ["mail"])
+
+
+def test_two_models_are_served_and_one_can_be_taken_away(cluster: Settings, url: str) -> None:
+    assert deploy(cluster, "bank", 2, made(cluster, "bank", 2)) == url
+    assert_answers(url, "mail", 1)
+    assert_answers(url, "bank", 2)
+    undeploy(cluster, "bank")
+    with Client(url) as client:
+        assert client.models() == ("mail",)
+        with pytest.raises(UnknownModel):
+            client.model("bank")
+    with pytest.raises(UnknownModel, match="did you mean 'mail'"):
+        undeploy(cluster, "maill")
+
+
+def test_a_new_version_takes_over_without_a_lost_request_or_a_new_process(cluster: Settings, url: str) -> None:
+    before = replica(cluster)
+    statuses: list[tuple[int, str]] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+            while not stop.is_set():
+                response = http.post("/v2/models/mail/infer", content=BODY, headers=JSON)
+                statuses.append((response.status_code, response.json().get("model_version", "")))
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for asker in askers:
+        asker.start()
+    try:
+        assert eventually(lambda: len(statuses) > 20)
+        for version in (2, 1, 2):
+            deploy(cluster, "mail", version, made(cluster, "mail", version))
+        seen = len(statuses)
+        assert eventually(lambda: len(statuses) > seen + 20)
+    finally:
+        stop.set()
+        for asker in askers:
+            asker.join()
+    assert set(statuses) == {(200, "1"), (200, "2")}
+    assert {version for _, version in statuses[seen + 4 :]} == {"2"}
+    assert replica(cluster) == before
+
+
+@pytest.mark.parametrize(("file", "kind"), [("model.onnx", ArtifactTampered), ("receipt.json", ReceiptTampered)])
+def test_a_tampered_model_is_refused_and_the_old_one_goes_on(cluster: Settings, url: str, file: str, kind: type[Exception]) -> None:
+    folder = made(cluster, "mail", 3)
+    content = bytearray((folder / file).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / file).write_bytes(content)
+    before = running()
+    with pytest.raises(kind):
+        deploy(cluster, "mail", 3, folder)
+    assert running() == before
+    assert_answers(url, "mail", 1)
+
+
+def test_a_model_signed_by_somebody_else_is_refused(cluster: Settings, url: str, tmp_path: Path) -> None:
+    stranger = Keys.open(tmp_path / "stranger")
+    folder = write(tmp_path / "model", "mail", stranger, graph(seed=3))
+    with pytest.raises(ReceiptTampered, match="pinned"):
+        deploy(cluster, "mail", 3, folder)
+    assert_answers(url, "mail", 1)
+    assert deploy(cluster, "mail", 3, folder, key=stranger.public) == url
+    assert_answers(url, "mail", 3)
+
+
+def test_a_model_altered_after_the_check_is_refused_by_the_replica_itself(cluster: Settings, url: str) -> None:
+    folder = made(cluster, "mail", 3)
+    (folder / "model.onnx").write_bytes(graph(seed=4).SerializeToString())
+    plan = running()
+    assert plan is not None
+    bad = plan.model_copy(update={"generation": "altered", "models": {"mail": ModelFolder("mail", "3", str(folder))}})
+    app._follow(bad, cluster)
+    assert isinstance(app._await_plan(bad).failures["mail"], ArtifactTampered)
+    assert_answers(url, "mail", 1)
+    with Client(url) as client:
+        assert client.live()
+        assert not client.ready("mail", "3")
+
+
+def test_a_killed_replica_comes_back_with_its_models(cluster: Settings, url: str) -> None:
+    before = replica(cluster)
+    before.kill()
+    assert eventually(lambda: not before.is_running() or before.status() == psutil.STATUS_ZOMBIE)
+    with Client(url, timeout_s=5) as client:
+        assert eventually(lambda: client.ready("mail", "1"))
+    assert_answers(url, "mail", 1)
+
+
+def test_what_the_endpoint_refuses_it_refuses_with_a_type(url: str) -> None:
+    with Client(url) as client:
+        with pytest.raises(InvalidRequest, match=r"expected \[-1, 4\]"):
+            client.infer("mail", np.zeros((1, FEATURES + 1)))
+        with pytest.raises(UnknownModel):
+            client.infer("other", ROWS)
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        assert http.get("/v2/models/mail/infer").status_code == 405
+        assert http.post("/v2/models/mail/infer", content=BODY).status_code == 415
+        assert http.post("/v2/models/mail/infer", content=b"{", headers=JSON).json()["code"] == "request.invalid"
+        rows = json.dumps({"inputs": [{"name": "features", "shape": [513, 4], "datatype": "FP32", "data": [0] * 2052}]})
+        assert "at most 512" in http.post("/v2/models/mail/infer", content=rows, headers=JSON).json()["detail"]
+
+
+def test_a_body_over_the_limit_is_413_announced_or_chunked(url: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        too_much = b" " * 65537
+        assert http.post("/v2/models/mail/infer", content=too_much, headers=JSON).json()["code"] == RequestTooLarge.code
+        chunked = http.post("/v2/models/mail/infer", content=iter([too_much[:30000], too_much[:30000], too_much[:30000]]), headers=JSON)
+        assert chunked.request.headers["transfer-encoding"] == "chunked"
+        assert chunked.status_code == 413
+        assert http.post("/v2/models/mail/infer", content=BODY.encode().ljust(65536), headers=JSON).status_code == 200
+
+
+def test_an_endless_body_is_answered_while_it_is_still_open(url: str) -> None:
+    port = int(url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        start = "POST /v2/models/mail/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(start.encode())
+        for _ in range(70):
+            connection.sendall(b"400\r\n" + b" " * 1024 + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_nothing_of_serve_listens_beyond_this_machine(cluster: Settings, url: str) -> None:
+    """Neither the ingress nor the replica behind it, whose own port would go around the ingress."""
+    ports = {connection.laddr.port for connection in replica(cluster).net_connections() if connection.status == psutil.CONN_LISTEN}
+    addresses = {connection.laddr.ip for connection in replica(cluster).net_connections() if connection.status == psutil.CONN_LISTEN}
+    http_ports = {port for port in ports if port < 30000} | {int(url.rpartition(":")[2])}
+    assert len(http_ports) == 2, (ports, addresses)
+    beyond = ray.util.get_node_ip_address()
+    assert beyond != "127.0.0.1"
+    for port in http_ports:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((beyond, port), timeout=5)
+
+
+def test_requests_show_on_ray_s_prometheus_endpoint(url: str) -> None:
+    assert_answers(url, "mail", 1)
+    node = ray.nodes()[0]
+    at = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    assert eventually(lambda: "ray_qedge_requests_total{" in httpx.get(at, trust_env=False).text)
+
+
+def test_a_replica_imports_neither_torch_nor_mlflow() -> None:
+    """They would cost seconds of every start."""
+    heavy = "{'torch', 'mlflow', 'onnx', 'sklearn', 'pandas'} & set(sys.modules)"
+    code = f"import sys; from serve_apps.app import Inference; from serve_apps import open_inference; assert not {heavy}, {heavy}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_endpoint_that_serves_nothing_moves_to_the_port_asked_for_unless_it_is_taken(cluster: Settings, url: str) -> None:
+    undeploy(cluster, "mail")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"port": taken.getsockname()[1]})})
+        with pytest.raises(PortInUse):
+            deploy(busy, "mail", 1, made(cluster, "mail", 1))
+        with Client(url) as client:
+            assert client.live()
+    elsewhere = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"port": free_port()})})
+    moved = deploy(elsewhere, "mail", 1, made(cluster, "mail", 1))
+    assert moved == f"http://127.0.0.1:{elsewhere.serve.port}"
+    assert_answers(moved, "mail", 1)
+    assert status(cluster)["endpoint"] == moved
+    assert deploy(cluster, "bank", 2, made(cluster, "bank", 2)) == moved, "an endpoint in use stays where it is"

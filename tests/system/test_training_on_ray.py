@@ -63,7 +63,7 @@ def test_a_private_run_on_ray_is_charged_and_registered(running, make_job):
 def test_a_client_node_that_hangs_costs_one_deadline_and_changes_no_bit(running, make_job):
     settings, record = running
     data = {"source": "digits", "partition": {"dirichlet": 0.5, "clients": 40}, "test": 0.2}
-    job = make_job(privacy="none", rounds=4, data=data, cohort={"sampling": "poisson", "rate": 0.9, "deadline_s": 4})
+    job = make_job(privacy="none", rounds=4, data=data, cohort={"sampling": "poisson", "rate": 0.9, "deadline_s": 6})
     stopped: list[psutil.Process] = []
 
     def stop_one(event: Event) -> None:

@@ -1,0 +1,74 @@
+"""The tables of the README, made from the live objects. `python -m tests.readme_tables` writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from pydantic import BaseModel
+
+from qedge.cli import main
+from qedge.config import Settings
+from qedge.errors import QEdgeError
+from qedge.monitoring.metrics import METRICS
+
+README = Path(__file__).parent.parent / "README.md"
+_PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def render(text: str) -> str:
+    """The README with every table as the code has it now."""
+    return _PLACE.sub(lambda found: f"<!-- table: {found[1]} -->\n{_TABLES[found[1]]()}<!-- end -->", text)
+
+
+def _table(columns: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    lines = [columns, tuple("---" for _ in columns), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _commands() -> str:
+    def walk(group: click.Group, prefix: str) -> Iterator[tuple[str, ...]]:
+        for name, command in sorted(group.commands.items()):
+            if isinstance(command, click.Group):
+                yield from walk(command, f"{prefix}{name} ")
+            else:
+                arguments = [
+                    parameter.make_metavar(click.Context(command)) for parameter in command.params if isinstance(parameter, click.Argument)
+                ]
+                yield f"`{' '.join([f'qedge {prefix}{name}', *arguments])}`", command.get_short_help_str(200)
+
+    return _table(("command", "what it does"), walk(main, ""))
+
+
+def _settings() -> str:
+    def walk(group: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
+        for name, field in group.model_fields.items():
+            inner = field.annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from walk(inner, f"{prefix}{name}.")
+            else:
+                variable = "QEDGE_" + (prefix + name).replace(".", "__").upper()
+                yield f"`{prefix}{name}`", f"`{variable}`", f"`{field.get_default(call_default_factory=True)}`", field.description or ""
+
+    return _table(("setting", "variable", "default", "what"), walk(Settings, ""))
+
+
+def _metrics() -> str:
+    return _table(("metric", "kind", "unit", "what"), ((f"`ray_{m.name}`", m.kind, m.unit, m.help) for m in METRICS))
+
+
+def _errors() -> str:
+    def walk(kind: type[QEdgeError]) -> Iterator[tuple[str, ...]]:
+        yield f"`{kind.code}`", str(kind.exit_code), (kind.__doc__ or "").strip().splitlines()[0]
+        for child in kind.__subclasses__():
+            yield from walk(child)
+
+    return _table(("code", "exit", "meaning"), walk(QEdgeError))
+
+
+_TABLES = {"commands": _commands, "settings": _settings, "metrics": _metrics, "errors": _errors}
+
+if __name__ == "__main__":
+    README.write_text(render(README.read_text()))

@@ -1,0 +1,110 @@
+"""The README and the notebooks do what they say: their tables are current, their code runs, their commands exist."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from qedge.cli import main
+from qedge.job import TrainingJob
+from tests.readme_tables import README, render
+
+TEXT = README.read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+CONSOLE = [line.removeprefix("$ ") for kind, body in BLOCKS if kind == "console" for line in body.splitlines() if line.startswith("$ ")]
+PYTHON = [body for kind, body in BLOCKS if kind == "python"]
+YAML = [body for kind, body in BLOCKS if kind == "yaml"]
+
+
+def test_every_table_is_what_the_code_says_now():
+    assert render(TEXT) == TEXT, "stale: python -m tests.readme_tables"
+
+
+def test_every_command_and_option_in_the_readme_exists():
+    for line in CONSOLE:
+        words = shlex.split(line.split("'")[1] if line.startswith("ray exec") else line)
+        if words[0] == "qedge":
+            group: click.Command = main
+            while isinstance(group, click.Group):
+                group = group.commands[words.pop(1)]
+            known = {option for parameter in group.params for option in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, line
+
+
+def test_every_make_target_in_the_readme_exists():
+    targets = set(re.findall(r"^([a-z]+):", (README.parent / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+)", TEXT)) <= targets
+
+
+@pytest.mark.slow
+def test_the_driver_script_of_the_readme_runs(tmp_path: Path):
+    (script,) = PYTHON
+    assert len([line for line in script.splitlines() if line.strip()]) <= 15
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    accuracy, epsilon, receipt = done.stdout.split()[-3:]
+    assert 0.5 < float(accuracy) <= 1
+    assert float(epsilon) <= 8
+    assert len(receipt) == 64
+
+
+def _phones(folder: Path) -> None:
+    """A table as the README's user has it: 12 phones, two activities."""
+    draw = random.Random(0)
+    rows = []
+    for phone in range(12):
+        for at in range(30):
+            activity = draw.choice(["rest", "walk"])
+            shift = 0.0 if activity == "rest" else 2.0
+            rows.append([f"phone-{phone}", at, draw.gauss(shift, 1), draw.gauss(-shift, 1), activity])
+    for name, columns in (("activity.csv", 5), ("new_rows.csv", 4)):
+        with (folder / name).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["phone", "recorded", "mean", "spread", "activity"][:columns])
+            writer.writerows(row[:columns] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_readme_journey_over_ones_own_table_runs(tmp_path: Path):
+    """Every command of that section, as it stands, but for the port, which is a free one."""
+    _phones(tmp_path)
+    (job,) = YAML
+    (tmp_path / "job.yaml").write_text(job)
+    assert TrainingJob.load(tmp_path / "job.yaml").name == "activity"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    first = next(index for index, line in enumerate(CONSOLE) if line.startswith("qedge budget set"))
+    journey = CONSOLE[first : CONSOLE.index("qedge stop") + 1]
+    assert len(journey) == 7
+    try:
+        for line in journey:
+            words = shlex.split(line.replace("--port 8123", f"--port {port}"))
+            command = [sys.executable, "-m", *words]
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    finally:
+        subprocess.run([sys.executable, "-m", "qedge", "stop"], cwd=tmp_path, capture_output=True, timeout=120, check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("path", sorted((README.parent / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert any("refused" in str(output) or "fit" in str(output) for output in outputs)
