@@ -21,11 +21,18 @@ import yaml
 JOB = {
     "name": "digits",
     "data": {"source": "digits", "partition": {"dirichlet": 0.5, "clients": 400}, "test": 0.2, "evaluation": "public"},
-    "model": {"kind": "mlp", "hidden": [32]},
-    "algorithm": {"kind": "fedavg", "local_epochs": 5, "batch_size": None, "learning_rate": 0.5, "server_momentum": 0.9},
-    "cohort": {"sampling": "poisson", "rate": 0.25},
+    "model": {"kind": "linear"},
+    "algorithm": {
+        "kind": "fedavg",
+        "local_epochs": 10,
+        "batch_size": None,
+        "learning_rate": 0.5,
+        "server_momentum": 0.9,
+        "server_averaging": 0.9,
+    },
+    "cohort": {"sampling": "poisson", "rate": 0.5},
     "privacy": {"unit": "client", "epsilon": 8, "delta": 0.00137, "clipping": {"bound": 0.5}},
-    "rounds": 60,
+    "rounds": 100,
     "seed": 0,
 }
 

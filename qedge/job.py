@@ -167,9 +167,7 @@ class Algorithm(_Part):
     learning_rate: float = Field(default=0.1, gt=0)
     server_learning_rate: float = Field(default=1.0, gt=0)
     server_momentum: float = Field(default=0.0, ge=0, lt=1)
-    server_averaging: float = Field(
-        0.0, ge=0, lt=1, description="decay of the moving average of the weights that is served; 0: the last ones"
-    )
+    server_averaging: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average that is served; 0: the last weights")
     shuffle: bool = Field(default=True, description="draw mini-batches anew each epoch; false: in the order of the rows")
     kernel: Literal["auto", "sequential", "stacked"] = Field(
         default="auto", description="auto: the faster one, measured once on public shapes"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,25 +101,24 @@ def build(plan: Plan, replicas: int) -> Application:
     return deployment.options(num_replicas=replicas, user_config=plan.model_dump(mode="json"), version=__version__, _internal=True).bind()
 
 
-def deploy(settings: Settings, name: str, version: int | str, folder: Path, key: bytes | None = None) -> str:
+def deploy(settings: Settings, model: ModelFolder) -> str:
     """Serve a version of a model, in place of another of the same name; the URL of the endpoint. Ray must be connected.
 
-    Its receipt must be signed with `key`, by default the home's own, if it has one. An endpoint that serves models stays
-    where it listens; one that serves none moves to where the settings say.
+    Without a pinned key the home's own is used, if it has one. An endpoint that serves models stays where it listens; one
+    that serves none moves to where the settings say.
 
     Raises:
         UnknownModel, ReceiptTampered, ArtifactTampered, ModelError: the model does not hold; whatever was served still is.
         PortInUse: the endpoint is not up yet and its port is taken.
         Failed: the endpoint did not answer in a minute.
     """
-    pinned = key or _own_key(settings)
-    model = ModelFolder(name, str(version), str(Path(folder).resolve()), public_text(pinned) if pinned else None)
+    model = replace(model, folder=str(Path(model.folder).resolve()), key=model.key or _own_key(settings))
     ServedModel.load(model)
     with serve_starting(settings):
         before = _endpoint(settings)
-        plan = before.model_copy(update=_limits(settings) | {"models": before.models | {name: model}})
+        plan = before.model_copy(update=_limits(settings) | {"models": before.models | {model.name: model}})
         _follow(plan, settings)
-        error = _await_plan(plan).failures.get(name)
+        error = _await_plan(plan).failures.get(model.name)
         if error is not None:
             _follow(before, settings)
             raise error
@@ -178,9 +177,9 @@ def _endpoint(settings: Settings) -> Plan:
     return Plan.model_validate(_limits(settings) | {"url": wanted, "models": {}})
 
 
-def _own_key(settings: Settings) -> bytes | None:
+def _own_key(settings: Settings) -> str | None:
     signing = settings.home / "keys" / "signing.ed25519"
-    return Keys.open(settings.home).public if signing.exists() else None
+    return public_text(Keys.open(settings.home).public) if signing.exists() else None
 
 
 def _follow(plan: Plan, settings: Settings) -> None:

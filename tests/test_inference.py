@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper
-from served_models import FEATURES, LABELS, answer, graph, write
 
 from qedge.errors import ArtifactTampered, InvalidRequest, ModelError, QEdgeError, ReceiptTampered, UnknownModel
 from qedge.security.keys import Keys, public_text
 from serve_apps.inference import InferenceRequest, InferenceServer, ModelFolder, ServedModel
 from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
+from tests.served_models import FEATURES, LABELS, answer, graph, write
 
 NAME = "mail"
 

@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from endpoint import endpoint
-from served_models import FEATURES, graph, write
 
 import qedge.errors
 from qedge.errors import BudgetExceeded, Failed, InvalidRequest, QEdgeError, ReceiptTampered, UnknownModel
 from qedge.security.keys import Keys
 from serve_apps.inference import InferenceServer, ModelFolder
 from serve_apps.problems import MEDIA_TYPE, STATUS, problem, status_of
+from tests.endpoint import endpoint
+from tests.served_models import FEATURES, graph, write
 
 LIMIT = 4096
 TENSOR = {"name": "features", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.0] * FEATURES}

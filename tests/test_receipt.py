@@ -128,6 +128,22 @@ def test_a_receipt_rewritten_and_signed_by_another_does_not_pass_for_ours(folder
         verify(forged, KEYS.public)
 
 
+def test_a_receipt_cannot_go_by_the_name_of_another_key() -> None:
+    values = json.loads(issue(body(), OTHER).content()) | {"key_id": KEYS.key_id}
+    said = {name: value for name, value in values.items() if name not in ("id", "signature")}
+    forged = said | {"id": digest(said), "signature": OTHER.sign("receipt", canonical(said)).hex()}
+    with pytest.raises(ReceiptTampered, match="key id is not its own"):
+        verify(Receipt.parse(canonical(forged) + b"\n"))
+
+
+@pytest.mark.parametrize("name", ["parent", "epsilon_at_1e_5", "signature", "schema"])
+def test_a_receipt_says_everything_even_what_it_has_not(name: str) -> None:
+    values = json.loads(issue(body(), KEYS).content())
+    del values[name]
+    with pytest.raises(ReceiptTampered):
+        Receipt.parse(canonical(values) + b"\n")
+
+
 def test_a_signature_made_for_anything_else_is_no_receipts_signature() -> None:
     values = json.loads(issue(body(), KEYS).content())
     said = {name: value for name, value in values.items() if name not in ("id", "signature")}

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from endpoint import endpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from served_models import FEATURES, answer, graph, write
 
 from qedge.errors import AddressUnreachable, Failed, InvalidRequest, RequestTooLarge, UnknownModel
 from qedge.sdk import Client
 from qedge.security.keys import Keys
 from serve_apps.inference import InferenceServer, ModelFolder
+from tests.endpoint import endpoint
+from tests.served_models import FEATURES, answer, graph, write
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,14 @@ def test_nothing_there_is_unreachable(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("status", "body", "kind"),
-    [(200, b"<html>", Failed), (200, b"{}", Failed), (502, b"bad gateway", Failed), (403, b"[]", InvalidRequest), (500, b"\xff", Failed)],
+    [
+        (200, b"<html>", Failed),
+        (200, b"{}", Failed),
+        (502, b"bad gateway", Failed),
+        (403, b"[]", InvalidRequest),
+        (404, b"no such path", UnknownModel),
+        (500, b"\xff", Failed),
+    ],
 )
 def test_an_answer_that_is_no_inference_server_s_is_a_typed_error(status: int, body: bytes, kind: type[Exception]) -> None:
     class Other(BaseHTTPRequestHandler):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -77,10 +78,15 @@ class Coordinator:
         own_test = None if self.federation.test_public_file else self.federation.test
         self.workers = make_workers(spec, self.federation.train, own_test)
         self.noise_table = DiscreteGaussian(self.guarantee.variance) if self.guarantee else None
+        self.scope = str(record["scope"]) if record.get("scope") else None
         self.epoch = self._take_over()
+        # The whole plan is held: what its rounds commit does not change what is left beyond it.
+        self.left = records.ledger.scope(self.scope).left if self.scope else None
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
         self.measured = set(folder.metrics_by_round())
         self.seconds: list[float] = []
+        self.scribe = ThreadPoolExecutor(1, thread_name_prefix="audit-log")
+        self.logged: Future[None] | None = None
 
     def train(self) -> ServerState:
         """All rounds that are left.
@@ -99,6 +105,7 @@ class Coordinator:
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or state.round == self.job.rounds:
                 self._checkpoint(state)
                 saved = time.monotonic()
+        self.records.ledger.repeat_in_log()
         return state
 
     def evaluate_charged(self, state: ServerState) -> float | None:
@@ -166,7 +173,11 @@ class Coordinator:
         total = partial.total + self.noise_table.sample(len(state.weights), self.noise)
         release = Release(self.folder.run, number, self.epoch, total)
         self.ahead.append(release)
+        if self.logged is not None:
+            self.logged.result()
         self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
+        # The audit log repeats what the ledger has on disk already: while the next round trains is soon enough.
+        self.logged = self.scribe.submit(self.records.ledger.repeat_in_log)
         return self._apply(state, release.total)
 
     def _apply(self, state: ServerState, total: np.ndarray, weight: int | None = None) -> ServerState:
@@ -191,7 +202,7 @@ class Coordinator:
         stamp = self.created_ms + state.round if guarantee else time.time_ns() // 1_000_000
         if state.round not in self.measured:
             self.folder.append_metrics(state.round, stamp, {name: value for name, value in metrics.items() if value is not None})
-        left = self.records.ledger.scope(self.scope).left if guarantee and self.scope else None
+        left = self.left if guarantee else None
         self.on_event(RoundFinished(self.folder.run, state.round, self.job.rounds, expected, accuracy, loss, epsilon, left))
 
     def evaluate_public(self, state: ServerState) -> tuple[float | None, float | None]:
@@ -212,9 +223,3 @@ class Coordinator:
 
     def _checkpoint_mac(self, message: bytes) -> bytes:
         return self.records.keys.mac("checkpoint", message)
-
-    @property
-    def scope(self) -> str | None:
-        """The scope the run charges."""
-        scope = (self.folder.read("record.json") or {}).get("scope")
-        return str(scope) if scope else None

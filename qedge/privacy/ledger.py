@@ -239,13 +239,14 @@ class Ledger:
     def commit(self, run: str, round: int, digest: str, epoch: int) -> None:
         """Charge one release, before anything else sees it: rounds are 1 to `rounds`, the plan's `final` is rounds + 1.
 
-        The same digest again changes nothing.
+        The same digest again changes nothing. The audit log repeats it with the next change, or when `repeat_in_log` is called:
+        what is charged is on disk here, so a round need not wait for a second file.
 
         Raises:
             Fenced: an older epoch, or another digest for a round that was released.
             UnknownRun: no plan. PrivacyError: not a round of the plan, or the plan is closed.
         """
-        with self._changing() as record:
+        with self._changing(logged=False) as record:
             found = self._run(run, epoch)
             if (known := found.releases.get(round)) is not None:
                 if known != digest:
@@ -275,6 +276,15 @@ class Ledger:
                     f"run '{run}' is closed already, what it held was {'' if found.given_back else 'not '}given back", run=run
                 )
 
+    def repeat_in_log(self) -> None:
+        """Bring the audit log up to the ledger.
+
+        Raises:
+            StorageFull: the log cannot be written; nothing is lost, the next change tries again.
+        """
+        with self._thread, locked(self._lock):
+            self._write_log()
+
     def verify(self) -> None:
         """Verify all of it: every event from the first, the tables, the log and the witness; repair what a crash left unlogged.
 
@@ -300,7 +310,7 @@ class Ledger:
             yield
 
     @contextmanager
-    def _changing(self) -> Iterator[Callable[..., Event]]:
+    def _changing(self, *, logged: bool = True) -> Iterator[Callable[..., Event]]:
         """One change: events recorded inside become true together or not at all; then the audit log repeats them.
 
         The file lock in front of SQLite's own makes waiting fair, and keeps the log in the ledger's order.
@@ -319,7 +329,7 @@ class Ledger:
                     return signed
 
                 yield record
-            if head != self._chain.head:
+            if logged and head != self._chain.head:
                 self._write_log()
 
     def _write_log(self) -> None:

@@ -24,6 +24,7 @@ REPEAT = 5
 PROCESSES, TRIES, PLACES = 8, 1000, 500
 SCOPE, EPSILON, DELTA = "digits", 8.0, 1e-5
 HOLDS_A_SECOND = 100.0
+PATIENCE_S = 600.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -57,7 +58,7 @@ def _ask(home: Path, places: int) -> tuple[float, int, int]:
     workers = [SPAWN.Process(target=_hold_many, args=(home, index, each, ready, spans)) for index in range(PROCESSES)]
     for worker in workers:
         worker.start()
-    answers = [spans.get() for _ in workers]
+    answers = [spans.get(timeout=PATIENCE_S) for _ in workers]
     for worker in workers:
         worker.join()
     seconds = max(end for _, end, _ in answers) - min(begun for begun, _, _ in answers)

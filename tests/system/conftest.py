@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from endpoint import free_port
 
 from actors.cluster import connect, start_head, stop_head
 from qedge.config import Settings, load
+from tests.endpoint import free_port
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from endpoint import eventually, free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from actors import environment
 from actors.cluster import ClusterRecord, connect, head, serve_starting, serve_url, start_head, status, stop_head
 from qedge.config import Settings, load
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse
+from tests.endpoint import eventually, free_port
 
 ASK = """
 import json, os, sys
@@ -30,7 +30,8 @@ from qedge.config import Settings
 settings = Settings.model_validate_json(sys.argv[1])
 with connect(settings, start=sys.argv[2] == "start") as connection:
     import ray
-    inside = ray.get(ray.remote(lambda: {name: os.environ.get(name) for name in ("IN_QEDGE_CLUSTER", "RAY_SERVE_ENABLE_HA_PROXY")}).remote())
+    names = ("IN_QEDGE_CLUSTER", "RAY_SERVE_ENABLE_HA_PROXY")
+    inside = ray.get(ray.remote(lambda: {name: os.environ.get(name) for name in names}).remote())
     print(json.dumps({"address": connection.address, "private": connection.private, "cpus": ray.cluster_resources()["CPU"], **inside}))
 print(json.dumps({"left": [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_SERVE", "IN_QEDGE"))]}))
 """
@@ -98,7 +99,7 @@ class TestWithoutRay:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             settings = load(environ={}, home=tmp_path, serve={"port": taken.getsockname()[1]})
-            with pytest.raises(PortInUse, match="serve.port"):
+            with pytest.raises(PortInUse, match=r"serve\.port"):
                 start_head(settings, serve=True)
         assert head(settings) is None
         assert not (tmp_path / "cluster.log").exists()
@@ -174,8 +175,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Setting
 @pytest.mark.slow
 class TestTwoAtOnce:
     def test_both_serve_at_their_own_port_and_know_their_own(self, two: list[tuple[Settings, ClusterRecord]]) -> None:
-        (one, first), (other, second) = two
-        assert first.address != second.address
+        assert two[0][1].address != two[1][1].address
         for settings, record in two:
             assert head(settings) == record
             socket.create_connection(("127.0.0.1", settings.serve.port), timeout=10).close()
@@ -264,10 +264,9 @@ class TestTrouble:
     def test_a_start_that_takes_too_long_leaves_nothing(self, tmp_path: Path) -> None:
         settings = settings_of(tmp_path)
         hasty = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"start_timeout_s": 0.5})})
-        before = {process.pid for process in psutil.process_iter() if _marked(process)}
         with pytest.raises(Failed, match="start_timeout_s"):
             start_head(hasty)
-        assert {process.pid for process in psutil.process_iter() if _marked(process)} <= before
+        assert _of_home(tmp_path) == []
         assert head(settings) is None
 
     def test_a_private_cluster_is_of_one_process_and_ends_with_it(self, tmp_path: Path) -> None:
@@ -280,8 +279,13 @@ class TestTrouble:
         assert head(settings_of(tmp_path)) is None
 
 
-def _marked(process: psutil.Process) -> bool:
-    try:
-        return environment.MARK in process.environ()
-    except (psutil.Error, OSError):
-        return False
+def _of_home(home: Path) -> list[psutil.Process]:
+    """Living processes that were given the token of this home, however they were started."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RAY_AUTH_TOKEN_PATH", "").startswith(str(home)):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,18 +15,18 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from endpoint import eventually, free_port
-from served_models import FEATURES, answer, graph, write
 
 from actors.cluster import head, status
 from actors.environment import processes_of
 from qedge.config import Settings
 from qedge.errors import ArtifactTampered, InvalidRequest, PortInUse, ReceiptTampered, RequestTooLarge, UnknownModel
 from qedge.sdk import Client
-from qedge.security.keys import Keys
+from qedge.security.keys import Keys, public_text
 from serve_apps import app
 from serve_apps.app import deploy, running, undeploy
 from serve_apps.inference import ModelFolder
+from tests.endpoint import eventually, free_port
+from tests.served_models import FEATURES, answer, graph, write
 
 pytestmark = pytest.mark.slow
 ROWS = np.random.default_rng(0).normal(size=(5, FEATURES)).astype(np.float32)
@@ -33,8 +34,10 @@ BODY = json.dumps({"inputs": [{"name": "features", "shape": [5, FEATURES], "data
 JSON = {"content-type": "application/json"}
 
 
-def made(settings: Settings, name: str, seed: int) -> Path:
-    return write(settings.home / "models" / name / str(seed), name, Keys.open(settings.home), graph(seed))
+def made(settings: Settings, name: str, seed: int) -> ModelFolder:
+    """Version `seed` of a model, signed by the home."""
+    folder = write(settings.home / "models" / name / str(seed), name, Keys.open(settings.home), graph(seed))
+    return ModelFolder(name, str(seed), str(folder))
 
 
 def replica(settings: Settings) -> psutil.Process:
@@ -55,7 +58,7 @@ def assert_answers(url: str, name: str, seed: int) -> None:
 @pytest.fixture
 def url(cluster: Settings) -> str:
     """The endpoint, serving version 1 of `mail`."""
-    return deploy(cluster, "mail", 1, made(cluster, "mail", 1))
+    return deploy(cluster, made(cluster, "mail", 1))
 
 
 def test_a_deployed_model_answers_as_numpy_does(cluster: Settings, url: str) -> None:
@@ -65,7 +68,7 @@ def test_a_deployed_model_answers_as_numpy_does(cluster: Settings, url: str) -> 
 
 
 def test_two_models_are_served_and_one_can_be_taken_away(cluster: Settings, url: str) -> None:
-    assert deploy(cluster, "bank", 2, made(cluster, "bank", 2)) == url
+    assert deploy(cluster, made(cluster, "bank", 2)) == url
     assert_answers(url, "mail", 1)
     assert_answers(url, "bank", 2)
     undeploy(cluster, "bank")
@@ -94,7 +97,7 @@ def test_a_new_version_takes_over_without_a_lost_request_or_a_new_process(cluste
     try:
         assert eventually(lambda: len(statuses) > 20)
         for version in (2, 1, 2):
-            deploy(cluster, "mail", version, made(cluster, "mail", version))
+            deploy(cluster, made(cluster, "mail", version))
         seen = len(statuses)
         assert eventually(lambda: len(statuses) > seen + 20)
     finally:
@@ -108,33 +111,34 @@ def test_a_new_version_takes_over_without_a_lost_request_or_a_new_process(cluste
 
 @pytest.mark.parametrize(("file", "kind"), [("model.onnx", ArtifactTampered), ("receipt.json", ReceiptTampered)])
 def test_a_tampered_model_is_refused_and_the_old_one_goes_on(cluster: Settings, url: str, file: str, kind: type[Exception]) -> None:
-    folder = made(cluster, "mail", 3)
-    content = bytearray((folder / file).read_bytes())
+    model = made(cluster, "mail", 3)
+    path = Path(model.folder) / file
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / file).write_bytes(content)
+    path.write_bytes(content)
     before = running()
     with pytest.raises(kind):
-        deploy(cluster, "mail", 3, folder)
+        deploy(cluster, model)
     assert running() == before
     assert_answers(url, "mail", 1)
 
 
 def test_a_model_signed_by_somebody_else_is_refused(cluster: Settings, url: str, tmp_path: Path) -> None:
     stranger = Keys.open(tmp_path / "stranger")
-    folder = write(tmp_path / "model", "mail", stranger, graph(seed=3))
+    model = ModelFolder("mail", "3", str(write(tmp_path / "model", "mail", stranger, graph(seed=3))))
     with pytest.raises(ReceiptTampered, match="pinned"):
-        deploy(cluster, "mail", 3, folder)
+        deploy(cluster, model)
     assert_answers(url, "mail", 1)
-    assert deploy(cluster, "mail", 3, folder, key=stranger.public) == url
+    assert deploy(cluster, replace(model, key=public_text(stranger.public))) == url
     assert_answers(url, "mail", 3)
 
 
 def test_a_model_altered_after_the_check_is_refused_by_the_replica_itself(cluster: Settings, url: str) -> None:
-    folder = made(cluster, "mail", 3)
-    (folder / "model.onnx").write_bytes(graph(seed=4).SerializeToString())
+    model = made(cluster, "mail", 3)
+    (Path(model.folder) / "model.onnx").write_bytes(graph(seed=4).SerializeToString())
     plan = running()
     assert plan is not None
-    bad = plan.model_copy(update={"generation": "altered", "models": {"mail": ModelFolder("mail", "3", str(folder))}})
+    bad = plan.model_copy(update={"generation": "altered", "models": {"mail": model}})
     app._follow(bad, cluster)
     assert isinstance(app._await_plan(bad).failures["mail"], ArtifactTampered)
     assert_answers(url, "mail", 1)
@@ -221,12 +225,12 @@ def test_an_endpoint_that_serves_nothing_moves_to_the_port_asked_for_unless_it_i
         taken.listen()
         busy = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"port": taken.getsockname()[1]})})
         with pytest.raises(PortInUse):
-            deploy(busy, "mail", 1, made(cluster, "mail", 1))
+            deploy(busy, made(cluster, "mail", 1))
         with Client(url) as client:
             assert client.live()
     elsewhere = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"port": free_port()})})
-    moved = deploy(elsewhere, "mail", 1, made(cluster, "mail", 1))
+    moved = deploy(elsewhere, made(cluster, "mail", 1))
     assert moved == f"http://127.0.0.1:{elsewhere.serve.port}"
     assert_answers(moved, "mail", 1)
     assert status(cluster)["endpoint"] == moved
-    assert deploy(cluster, "bank", 2, made(cluster, "bank", 2)) == moved, "an endpoint in use stays where it is"
+    assert deploy(cluster, made(cluster, "bank", 2)) == moved, "an endpoint in use stays where it is"

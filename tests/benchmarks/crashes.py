@@ -1,0 +1,255 @@
+"""Processes of a private run on Ray killed with SIGKILL at random moments: its coordinator, one of its client actors, its driver.
+
+Afterwards, and after `qedge train --resume` where the driver died, the run must be finished; the ledger must hold rounds 1 to T, each
+once, at T times what a round costs and nothing more; and every noised sum that was on disk when the process died must be the one that
+was charged: noise is never drawn twice for one round. Each run has a home of its own. Coordinators and clients die on one Ray that
+stays up; drivers in turns on that Ray, where the coordinator outlives them, and on one of their own, which must end with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+from benchmarks.figures import Figure, spread
+from benchmarks.surroundings import changed, command, digits_job, environment, free_port, scratch, settings_of
+
+from actors.cluster import start_head, stop_head
+from actors.environment import processes_of
+from qedge import TrainingJob
+from qedge.federated.preparation import recorded_guarantee
+from qedge.federated.run_folder import RunFolder, run_ids
+from qedge.federated.write_ahead import WriteAhead
+from qedge.privacy.accounting import RenyiCost
+from qedge.receipt import FILE, Receipt, verify
+from qedge.records import Records
+
+REPEAT = 20
+SEED = 20261122
+VICTIMS = {"coordinator": "ray::CoordinatorActor", "client": "ray::FederatedClientActor", "driver": ""}
+PATIENCE_S = 300.0
+_LOOK_EVERY_S = 0.002
+
+
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after so many rounds were on record; 0 rounds: after the victim (of a driver: its run's folder) was there."""
+
+    rounds: int
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class Crash:
+    """What came of one killing. wrong: what is not as it should be afterwards; seconds: from the kill to the run's end."""
+
+    moment: Moment
+    wrong: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray that stays up: the folder that marks its processes, and the variables with which a driver reaches it."""
+
+    folder: Path
+    variables: dict[str, str]
+
+
+def measure(repeat: int) -> list[Figure]:
+    """`repeat` kills of each victim."""
+    figures = []
+    generator = random.Random(SEED)
+    job = changed(digits_job(8), algorithm={"kernel": "stacked"})
+    with scratch() as folder, running_cluster(folder / "head") as cluster:
+        for victim in VICTIMS:
+            crashes = []
+            for number in range(repeat):
+                own = victim == "driver" and number % 2 == 1
+                crashes.append(crash(victim, job, folder / f"{victim}-{number}", None if own else cluster, generator))
+            wrong = [f"{crash.moment}: {reason}" for crash in crashes for reason in crash.wrong]
+            told = spread([crash.seconds for crash in crashes], "s") + (f"; {'; '.join(wrong)}" if wrong else "")
+            bad = sum(bool(crash.wrong) for crash in crashes)
+            figures.append(Figure(f"{victim} killed, runs that ended wrong", "0", f"{bad} of {repeat}; from kill to end {told}", not bad))
+    return figures
+
+
+@contextmanager
+def running_cluster(home: Path) -> Iterator[Cluster]:
+    """A Ray as `qedge start` starts it, ended afterwards."""
+    settings = settings_of(home, serve={"port": free_port()})
+    record = start_head(settings)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "keys" / "ray.token")}
+    try:
+        yield Cluster(record.folder, {"RAY_ADDRESS": record.address, **token})
+    finally:
+        stop_head(settings)
+
+
+def crash(victim: str, job: TrainingJob, folder: Path, cluster: Cluster | None, generator: random.Random) -> Crash:
+    """Run the job, kill the victim at a random moment, see the run to its end, and look at what it left.
+
+    A moment that came after the run's end has killed nobody: then another is drawn, with a new run. cluster: None for a Ray of the driver's own.
+    """
+    while True:
+        moment = draw_moment(job.rounds, generator)
+        home = Path(tempfile.mkdtemp(dir=_made(folder)))
+        if (found := _crash_at(victim, moment, job, home, cluster)) is not None:
+            return found
+
+
+def draw_moment(rounds: int, generator: random.Random) -> Moment:
+    """While things start (a quarter of the moments), between two rounds (half), or while the model is made and published."""
+    stage = generator.choice(["starting", "training", "training", "ending"])
+    if stage == "starting":
+        return Moment(0, generator.uniform(0, 6))
+    if stage == "training":
+        return Moment(generator.randint(1, rounds - 1), generator.uniform(0, 0.05))
+    return Moment(rounds, generator.uniform(0, 2))
+
+
+def _crash_at(victim: str, moment: Moment, job: TrainingJob, home: Path, cluster: Cluster | None) -> Crash | None:
+    job_file = home / "job.yaml"
+    job_file.write_text(yaml.safe_dump(job.plain()), encoding="utf-8")
+    before = _pids(victim, cluster)
+    variables = cluster.variables if cluster else {}
+    driver = _begin(home, variables, "train", str(job_file))
+    with _ended(driver):
+        pid = _await_moment(victim, moment, home, driver, cluster, before)
+        if pid is None:
+            driver.wait(PATIENCE_S)
+            return None
+        family = psutil.Process(driver.pid).children(recursive=True) if victim == "driver" else []
+        os.kill(pid, signal.SIGKILL)
+        killed = time.monotonic()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(PATIENCE_S)
+        run, = run_ids(home)
+        written = _on_disk(home, run)
+        wrong = []
+        if victim == "driver":
+            driver.wait(PATIENCE_S)
+            if cluster is None:
+                _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
+                wrong += [f"the driver's {process} outlived it" for process in left]
+            driver = _begin(home, variables, "train", "--resume", run)
+        with _ended(driver):
+            output, _ = driver.communicate(timeout=PATIENCE_S)
+        seconds = time.monotonic() - killed
+    if driver.returncode:
+        return Crash(moment, [*wrong, f"qedge train ended with {driver.returncode}: {_last_line(home)}"], seconds)
+    answer = json.loads(output.splitlines()[-1])
+    if (answer["run_id"], answer["rounds"]) != (run, job.rounds):
+        wrong.append(f"the run answered as {answer['run_id']} with {answer['rounds']} rounds")
+    return Crash(moment, [*wrong, *what_is_wrong(home, run, written)], seconds)
+
+
+def what_is_wrong(home: Path, run: str, written: Mapping[int, str]) -> list[str]:
+    """Everything about a finished run that is not as if nothing had happened. written: digests on disk at the kill, by round."""
+    records, folder = Records.open(home), RunFolder.open(home, run)  # opening verifies the ledger's and the log's chains
+    rounds, guarantee = folder.job().rounds, recorded_guarantee(folder)
+    result = folder.read("result.json")
+    if result is None or result["status"] != "finished" or guarantee is None:
+        return [f"the run is not finished: {result}"]
+    (scope,) = records.ledger.scopes()
+    releases = records.ledger.releases(run)
+    charged = sorted(int(str(event.facts["round"])) for event in records.ledger.history() if event.kind == "commit")
+    metrics = [json.loads(line)["round"] for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
+    wanted = list(range(1, rounds + 1))
+    checks = {
+        f"the ledger released rounds {sorted(releases)}": sorted(releases) == wanted,
+        f"the ledger charged rounds {charged}": charged == wanted,
+        f"committed is {scope.committed}, not {rounds} rounds": scope.committed == guarantee.per_round * rounds,
+        f"still held: {scope.held}": scope.held == RenyiCost.zero(),
+        f"metrics are of rounds {metrics}": metrics == wanted,
+    }
+    lost = [number for number, digest in written.items() if releases.get(number) != digest]
+    checks[f"of rounds {lost} another sum was charged than the one on disk at the kill"] = not lost
+    verify(Receipt.read(folder.model / FILE), records.keys.public, folder.model)
+    return [complaint for complaint, holds in checks.items() if not holds]
+
+
+def _begin(home: Path, variables: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+    with (home / "stderr").open("ab") as shown:
+        return subprocess.Popen(
+            command(home, *arguments), env=environment(**variables), stdout=subprocess.PIPE, stderr=shown, text=True, cwd=home
+        )
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Leaves no process behind when something goes wrong."""
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _await_moment(
+    victim: str, moment: Moment, home: Path, driver: subprocess.Popen[str], cluster: Cluster | None, before: set[int]
+) -> int | None:
+    """Wait for the moment; the process to kill, or None when the run was over first."""
+    while not _reached(moment, home) or not (pids := _victims(victim, driver, cluster, before)):
+        if driver.poll() is not None:
+            return None
+        time.sleep(_LOOK_EVERY_S)
+    time.sleep(moment.delay_s)
+    pids = _victims(victim, driver, cluster, before)
+    return min(pids) if pids and driver.poll() is None else None
+
+
+def _reached(moment: Moment, home: Path) -> bool:
+    runs = run_ids(home)
+    if not runs or moment.rounds == 0:
+        return bool(runs)
+    metrics = RunFolder(home, runs[0]).metrics
+    return metrics.exists() and metrics.read_bytes().count(b"\n") >= moment.rounds
+
+
+def _victims(victim: str, driver: subprocess.Popen[str], cluster: Cluster | None, before: set[int]) -> set[int]:
+    return {driver.pid} if victim == "driver" else _pids(victim, cluster) - before
+
+
+def _pids(victim: str, cluster: Cluster | None) -> set[int]:
+    """The cluster's own processes that are the victim; Ray names a worker after its actor."""
+    found = set()
+    for process in processes_of(cluster.folder) if cluster and VICTIMS[victim] else []:
+        with contextlib.suppress(psutil.Error):
+            if "".join(process.cmdline()[:1]).startswith(VICTIMS[victim]):
+                found.add(process.pid)
+    return found
+
+
+def _on_disk(home: Path, run: str) -> dict[int, str]:
+    """Digests of the noised sums that are written ahead, by round: the last of each. Read from a copy, as reading cuts a torn end off."""
+    records, folder = Records.open(home), RunFolder.open(home, run)
+    copy = home / "releases.copy"
+    if not folder.releases.exists():
+        return {}
+    shutil.copy(folder.releases, copy)
+    ahead = WriteAhead(copy, lambda message: records.keys.mac("release", message))
+    return {number: release.digest for number, release in ahead.read({}).items()}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _last_line(home: Path) -> str:
+    return (home / "stderr").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
