@@ -35,7 +35,7 @@ class RayBackend:
             self.connection.close()
 
     def run(self, run: str, on_event: Callable[[Event], None]) -> Json:
-        """See `qedge.federated.training.Backend.run`."""
+        """See `qedge.runs.training.Backend.run`."""
         if self.connection is None:
             on_event(Phase(run, "starting"))
             self.connection = connect(self.settings, start=True)

@@ -9,9 +9,9 @@ import ray
 
 from actors.federated_client import RayWorkers
 from qedge.config import Settings
-from qedge.federated.backend import carry_out
 from qedge.federated.events import Event
 from qedge.federated.run_folder import Json
+from qedge.runs.backend import carry_out
 
 NAMESPACE = "qedge"
 FOLLOW_WAIT_S = 10.0

@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from qedge.data import Rows
+from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import ClientSpec, FederatedClient, PartialSum
 from qedge.federated.workers import share_out

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qedge.federated.training import TrainingResult, train
     from qedge.job import TrainingJob
+    from qedge.runs.training import TrainingResult, train
 
 __all__ = ["TrainingJob", "TrainingResult", "train"]
 __version__ = "0.1.0"
 
-_HOME = {"TrainingJob": "qedge.job", "TrainingResult": "qedge.federated.training", "train": "qedge.federated.training"}
+_HOME = {"TrainingJob": "qedge.job", "TrainingResult": "qedge.runs.training", "train": "qedge.runs.training"}
 
 
 def __getattr__(name: str) -> object:

@@ -31,8 +31,8 @@ def train(context: Context, job: str | None, resume: str | None, backend: str) -
     """Train the job of a YAML file, or go on with a run."""
     from qedge.display import RunDisplay, facts
     from qedge.errors import InvalidJob
-    from qedge.federated.training import train as run_training
     from qedge.job import TrainingJob
+    from qedge.runs.training import train as run_training
 
     if (job is None) == (resume is None):
         raise InvalidJob("give either a job file or --resume RUN")
@@ -121,7 +121,7 @@ def models(context: Context) -> Facts:
     from dataclasses import asdict
 
     from qedge.display import table
-    from qedge.registry import Registry
+    from qedge.registry.registry import Registry
 
     found = [asdict(version) for version in Registry(context.settings).models()]
     rows = [(m["name"], m["version"], ", ".join(m["aliases"]), m["epsilon"], m["delta"], m["run_id"], m["receipt_id"][:16]) for m in found]
@@ -136,8 +136,8 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
     """Runs under the home: how far each is, and whether the registry has it."""
     from qedge.display import table
     from qedge.federated.run_folder import RunFolder, run_ids
-    from qedge.publisher import pending
-    from qedge.publisher import publish as publish_run
+    from qedge.registry.publisher import pending
+    from qedge.registry.publisher import publish as publish_run
 
     home = context.settings.home
     if publish:
@@ -161,7 +161,7 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
 def promote(context: Context, model: str, alias: str) -> Facts:
     """Give a version (NAME/3) an alias."""
     from qedge.records import Records
-    from qedge.registry import Registry
+    from qedge.registry.registry import Registry
 
     registry = Registry(context.settings)
     version = registry.resolve(model)
@@ -182,7 +182,7 @@ def receipt_show(context: Context, model: str) -> Facts:
     """Print a model's receipt."""
     import rich.json
 
-    from qedge.receipt import Receipt
+    from qedge.audit.receipt import Receipt
 
     folder = _fetch(context, model)
     values = Receipt.read(folder / "receipt.json").plain()
@@ -195,8 +195,8 @@ def receipt_show(context: Context, model: str) -> Facts:
 @click.option("--key", metavar="PUBLIC", help="The public key to trust; without it only the one in the receipt is checked.")
 def receipt_verify(context: Context, model: str, key: str | None) -> Facts:
     """Check a receipt's signature and the digest of every file it names."""
+    from qedge.audit.receipt import Receipt, verify
     from qedge.display import facts
-    from qedge.receipt import Receipt, verify
     from qedge.security.keys import Keys, public_key
 
     folder = _fetch(context, model)
@@ -340,7 +340,7 @@ def predict(context: Context, model: str, rows: str | None, job: str | None, url
 @click.option("--port", type=int, default=5000, show_default=True)
 def ui(context: Context, port: int) -> Facts:
     """Open the MLflow UI on this home's registry, until interrupted."""
-    from qedge.mlflow_ui import serve_ui
+    from qedge.registry.ui import serve_ui
 
     context.console.print(f"MLflow UI at http://127.0.0.1:{port} — Ctrl-C ends it", highlight=False)
     serve_ui(context.settings, port)
@@ -371,7 +371,7 @@ def doctor(context: Context) -> Facts:
 
 def _resolve(context: Context, model: str) -> tuple[Any, Path]:
     """The version that a reference names, and the folder of its files."""
-    from qedge.registry import Registry
+    from qedge.registry.registry import Registry
 
     registry = Registry(context.settings)
     version = registry.resolve(model)

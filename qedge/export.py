@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from qedge import __version__
-from qedge.data import Schema
+from qedge.data.federation import Schema
 from qedge.errors import LabelMismatch, ModelError
 from qedge.models import parameters_vector, set_parameters
 from qedge.storage import write_atomically

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from qedge import tables
-from qedge.data import load
+from qedge.data import tables
+from qedge.data.federation import load
 from qedge.errors import DataError, InvalidRequest
 from qedge.job import TrainingJob
 from qedge.sdk import ModelMetadata

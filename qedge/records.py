@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qedge.audit_log import AuditLog
+from qedge.audit.log import AuditLog
 from qedge.config import ensure_home
 from qedge.privacy.ledger import Ledger
 from qedge.security.keys import Keys

@@ -22,9 +22,9 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from qedge.audit.receipt import Receipt, verify
 from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QEdgeError, ReceiptTampered, UnknownModel, nearest
 from qedge.monitoring.metrics import ignore
-from qedge.receipt import Receipt, verify
 from qedge.security.keys import public_key
 from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
 

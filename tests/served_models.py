@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from qedge.receipt import Body, Data, HeadOf, Use, artifact_digests, issue
+from qedge.audit.receipt import Body, Data, HeadOf, Use, artifact_digests, issue
 from qedge.security.keys import Keys
 
 FEATURES = 4

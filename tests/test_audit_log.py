@@ -15,13 +15,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qedge import audit_log
-from qedge.audit_log import CHECKPOINT_EVERY, AuditLog
-from qedge.canonical import canonical, digest
+from qedge.audit import log as audit_log
+from qedge.audit.canonical import canonical, digest
+from qedge.audit.log import CHECKPOINT_EVERY, AuditLog
+from qedge.audit.witness import GENESIS, Head, Witness
 from qedge.errors import Failed, HomeUnusable, LogTampered, RolledBack, StorageFull, Tampered
 from qedge.security.keys import Keys
 from qedge.storage import locked
-from qedge.witness import GENESIS, Head, Witness
 
 FORK = multiprocessing.get_context("fork")
 

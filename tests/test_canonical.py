@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qedge.canonical import canonical, decimal, digest, parse
+from qedge.audit.canonical import canonical, decimal, digest, parse
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 VALUES = st.recursive(

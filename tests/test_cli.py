@@ -165,8 +165,8 @@ def test_a_home_that_cannot_be_written_exits_2(qedge, tmp_path):
 
 def test_a_stopped_run_shows_as_unfinished_and_resumes(qedge, tmp_path):
     from qedge.config import load
-    from qedge.federated.preparation import prepare
     from qedge.job import TrainingJob
+    from qedge.runs.preparation import prepare
 
     folder = prepare(TrainingJob.load(_job()), load(home=tmp_path / "home", environ={}))
     _, before = qedge("runs")

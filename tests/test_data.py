@@ -18,8 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qedge import built_in
-from qedge.data import Federation, default_scope, fingerprints, load
+from qedge.data.federation import Federation, built_in, default_scope, fingerprints, load
 from qedge.errors import DataError, DataNotFound, InvalidValue, LabelMismatch, UnknownKey
 from qedge.job import Data
 
@@ -577,7 +576,7 @@ def test_rows_without_an_identity_cannot_pass_as_unknown_to_the_ledger(table: Pa
 
 @pytest.mark.slow
 def test_a_million_rows_of_sixty_features_are_fingerprinted_in_seconds() -> None:
-    from qedge.fingerprint import rows_messages
+    from qedge.data.fingerprint import rows_messages
 
     rng = np.random.default_rng(0)
     features = rng.random((1_000_000, 60), np.float32)
@@ -611,7 +610,7 @@ def test_a_built_in_has_a_scope_of_its_own_name() -> None:
 
 def test_the_digest_of_a_row_is_the_documented_one() -> None:
     """One row computed by hand: names, float32 little-endian in the order of the names, then BLAKE2b of the label."""
-    from qedge.fingerprint import rows_messages
+    from qedge.data.fingerprint import rows_messages
 
     messages = rows_messages(np.array([[2.0, -0.0]], np.float32), np.array([1]), np.array([0, 1]), ["b", "a"], ["no", "yes"])
     counted = b"\0".join(len(name).to_bytes(8, "little") + name for name in (b"a", b"b"))

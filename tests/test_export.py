@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
-from qedge.data import Schema, load
+from qedge.data.federation import Schema, load
 from qedge.errors import HomeUnusable, LabelMismatch, ModelError
 from qedge.export import save_weights, to_onnx
 from qedge.job import Data, Model

@@ -33,7 +33,7 @@ HEAVY = {
 }
 
 # Inside qedge, from the ground up; what is not named is a concept (privacy, edge, security, data, …), on the third row.
-GROUND, PLAN, CONCEPT, ROUND, RECORDS, TOP = range(6)
+GROUND, PLAN, CONCEPT, ROUND, RECORDS, RUNS, TOP = range(7)
 ROWS = {
     "errors": GROUND,
     "yaml_mapping": PLAN,
@@ -41,9 +41,8 @@ ROWS = {
     "job": PLAN,
     "federated": ROUND,
     "registry": RECORDS,
-    "registration": RECORDS,
-    "publisher": RECORDS,
     "recovery": RECORDS,
+    "runs": RUNS,
     "display": TOP,
     "cli": TOP,
     "__main__": TOP,

@@ -11,9 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from qedge.canonical import canonical, digest
+from qedge.audit.canonical import canonical, digest
+from qedge.audit.receipt import (
+    NO_GUARANTEE,
+    Accountant,
+    Body,
+    Data,
+    Guarantee,
+    HeadOf,
+    Mechanism,
+    Receipt,
+    Use,
+    artifact_digests,
+    issue,
+    verify,
+)
 from qedge.errors import ArtifactTampered, HomeUnusable, ReceiptTampered, StorageFull
-from qedge.receipt import NO_GUARANTEE, Accountant, Body, Data, Guarantee, HeadOf, Mechanism, Receipt, Use, artifact_digests, issue, verify
 from qedge.security.keys import Keys
 
 KEYS, OTHER = Keys(bytes(range(32)), bytes(32)), Keys(bytes(32), bytes(32))

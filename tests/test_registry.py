@@ -27,10 +27,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qedge.config import Settings, ensure_home
 from qedge.errors import ArtifactTampered, InvalidConfig, InvalidRequest, RegistryUnavailable, UnknownModel, UnknownRun
-from qedge.outbox import Outbox, read_published
-from qedge.publisher import Publisher, _name, pending, publish
-from qedge.registry import RUN_TAG, ModelVersion, Registry
-from qedge.tracking import connection
+from qedge.registry.outbox import Outbox, read_published
+from qedge.registry.publisher import Publisher, _name, pending, publish
+from qedge.registry.registry import RUN_TAG, ModelVersion, Registry
+from qedge.registry.tracking import connection
 
 FEATURES, CLASSES = 4, 3
 START_MS = 1_700_000_000_000
@@ -628,8 +628,8 @@ def test_an_unused_home_answers_without_mlflow_and_creates_nothing(tmp_path: Pat
 import sys
 from pathlib import Path
 from qedge.config import Settings
-from qedge.publisher import pending
-from qedge.registry import Registry
+from qedge.registry.publisher import pending
+from qedge.registry.registry import Registry
 asked = Settings(home=Path("home").absolute())
 assert Registry(asked).models() == Registry(asked).runs() == pending(asked) == []
 assert not {"mlflow", "onnx", "torch", "pandas"} & set(sys.modules)
@@ -646,7 +646,7 @@ def test_publishing_prints_nothing_and_leaves_nothing_where_it_stands(tmp_path: 
     code = f"""
 from pathlib import Path
 from qedge.config import Settings
-from qedge.publisher import publish
+from qedge.registry.publisher import publish
 publish(Settings(home=Path({str(home)!r})), "har-1")
 """
     done = fresh(code, here)

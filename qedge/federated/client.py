@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qedge.data import Rows
+from qedge.data.federation import Rows
 from qedge.federated.kernels import ClientBatches, build_kernel, plan_steps, single_thread
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from qedge.data import Rows
-from qedge.data import load as load_data
+from qedge.data.federation import Rows
+from qedge.data.federation import load as load_data
 from qedge.errors import CheckpointTampered, Diverged
 from qedge.federated import fedavg
 from qedge.federated.checkpoint import read_checkpoint, write_checkpoint
@@ -27,8 +27,7 @@ from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.fedavg import ServerState
 from qedge.federated.guarantee import EVALUATION_ROWS, charged_evaluation
 from qedge.federated.kernels import single_thread
-from qedge.federated.preparation import recorded_guarantee, terms_digest
-from qedge.federated.run_folder import RunFolder
+from qedge.federated.run_folder import RunFolder, recorded_guarantee, terms_digest
 from qedge.federated.selection import draw_cohort, expected_cohort
 from qedge.federated.workers import Workers, make_chunks
 from qedge.federated.write_ahead import Release, WriteAhead

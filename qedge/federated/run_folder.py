@@ -21,7 +21,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from qedge.audit.canonical import digest
 from qedge.errors import UnknownRun, nearest
+from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.randomness import RunKey
 from qedge.job import TrainingJob
 from qedge.storage import storage_errors, write_atomically
@@ -103,6 +105,17 @@ class RunFolder:
             os.truncate(self.metrics, len(whole))
         rows = [json.loads(line) for line in whole.splitlines()]
         return {row["round"]: row["metrics"] for row in rows}
+
+
+def terms_digest(folder: RunFolder) -> str:
+    """Digest of the job and of what was decided with it: the ledger's plan names it, so neither can be changed afterwards."""
+    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json"))})
+
+
+def recorded_guarantee(folder: RunFolder) -> Guarantee | None:
+    """The guarantee on record, or None for a run without privacy."""
+    record = folder.read("record.json")
+    return read_guarantee(mapping(record["guarantee"])) if record and record["guarantee"] else None
 
 
 def mapping(value: JsonValue) -> Json:

@@ -16,8 +16,9 @@ from typing import cast
 
 from pydantic import JsonValue
 
-from qedge.audit_log import AuditLog
-from qedge.canonical import decimal
+from qedge.audit.canonical import decimal
+from qedge.audit.log import AuditLog
+from qedge.audit.witness import Head
 from qedge.errors import Fenced, InvalidPrivacy, PrivacyError, RolledBack, ScopeConflict, UnknownRun, UnknownScope, nearest
 from qedge.privacy.accounting import frozen_order
 from qedge.privacy.filter import UNIT, Opening, check_range, refuse_over_budget, refuse_thawing
@@ -26,7 +27,6 @@ from qedge.privacy.ledger_events import Event, Plan, Run, Scope
 from qedge.privacy.ledger_store import EventStore
 from qedge.security.keys import Keys
 from qedge.storage import locked
-from qedge.witness import Head
 
 __all__ = ["Event", "Ledger", "Opening", "Plan", "Scope"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from qedge.audit.witness import GENESIS, Head
 from qedge.errors import InvalidPrivacy, LedgerTampered, RolledBack
 from qedge.privacy.ledger_events import DOMAIN, Books, Event, hash_of
 from qedge.privacy.ledger_store import EventStore
 from qedge.security.keys import Keys
-from qedge.witness import GENESIS, Head
 
 
 class EventChain:

@@ -12,10 +12,10 @@ from functools import cached_property
 
 from pydantic import JsonValue
 
-from qedge.canonical import canonical, parse
+from qedge.audit.canonical import canonical, parse
+from qedge.audit.witness import Head
 from qedge.privacy.accounting import RenyiCost, epsilon_of
 from qedge.security.keys import Keys
-from qedge.witness import Head
 
 DOMAIN = "ledger"
 _FIELDS = {"seq", "time", "actor", "kind", "facts", "log", "previous"}

@@ -1,7 +1,7 @@
 """Test accuracy on the digits over 400 clients under client-level privacy, the mean of several seeds.
 
-A seed moves the initial weights, the partition and the split; the noise and the cohorts are drawn anew each time. Epsilon is what the ledger counts for whoever sees the released model; the
-receipt's other two figures stand beside it.
+A seed moves the initial weights, the partition and the split; the noise and the cohorts are drawn anew each time. Epsilon is what the
+ledger counts for whoever sees the released model; the receipt's other two figures stand beside it.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from benchmarks.figures import Figure
-from benchmarks.surroundings import changed, digits_job, scratch, settings_of
-
 from qedge import train
-from qedge.receipt import FILE, Receipt
+from qedge.audit.receipt import FILE, Receipt
 from qedge.records import Records
+from tests.benchmarks.figures import Figure
+from tests.benchmarks.surroundings import changed, digits_job, scratch, settings_of
 
 REPEAT = 3
 REACH = {8: 0.95, 3: 0.92}
@@ -30,7 +29,9 @@ def measure(repeat: int) -> list[Figure]:
             costs = runs[0][1]
             figures.append(Figure(f"accuracy at epsilon {epsilon}", f"≥ {reach}", f"{mean:.4f} (seeds: {seeds})", mean >= reach))
             spent = costs["spent"]
-            figures.append(Figure("… epsilon as the ledger counts it", f"≤ {epsilon}", f"{spent:.4f} at {costs['terms']}", spent <= epsilon))
+            figures.append(
+                Figure("… epsilon as the ledger counts it", f"≤ {epsilon}", f"{spent:.4f} at {costs['terms']}", spent <= epsilon)
+            )
             figures.append(Figure("… against whoever knows the roster of each round", "", f"{costs['roster']:.2f}"))
             figures.append(Figure("… at delta 1e-5", "", f"{costs['at_1e_5']:.2f}"))
     return figures

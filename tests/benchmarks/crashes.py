@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -24,18 +22,18 @@ from pathlib import Path
 
 import psutil
 import yaml
-from benchmarks.figures import Figure, spread
-from benchmarks.surroundings import changed, command, digits_job, environment, free_port, scratch, settings_of
 
 from actors.cluster import start_head, stop_head
 from actors.environment import processes_of
 from qedge import TrainingJob
-from qedge.federated.preparation import recorded_guarantee
+from qedge.audit.receipt import FILE, Receipt, verify
 from qedge.federated.run_folder import RunFolder, run_ids
 from qedge.federated.write_ahead import WriteAhead
 from qedge.privacy.accounting import RenyiCost
-from qedge.receipt import FILE, Receipt, verify
 from qedge.records import Records
+from qedge.runs.preparation import recorded_guarantee
+from tests.benchmarks.figures import Figure, spread
+from tests.benchmarks.surroundings import changed, command, digits_job, environment, free_port, scratch, settings_of
 
 REPEAT = 20
 SEED = 20261122
@@ -57,6 +55,18 @@ class Crash:
     """What came of one killing. wrong: what is not as it should be afterwards; seconds: from the kill to the run's end."""
 
     moment: Moment
+    wrong: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A run that lost a process and ended. written: digests of the noised sums on disk at the kill, by round; checkpoint: whether there
+    was one then; wrong: what went wrong on the way to its end; seconds: from the kill to there."""
+
+    run: str
+    written: dict[int, str]
+    checkpoint: bool
     wrong: list[str]
     seconds: float
 
@@ -102,13 +112,15 @@ def running_cluster(home: Path) -> Iterator[Cluster]:
 def crash(victim: str, job: TrainingJob, folder: Path, cluster: Cluster | None, generator: random.Random) -> Crash:
     """Run the job, kill the victim at a random moment, see the run to its end, and look at what it left.
 
-    A moment that came after the run's end has killed nobody: then another is drawn, with a new run. cluster: None for a Ray of the driver's own.
+    A moment after the run's end has killed nobody: then another is drawn, for a new run. cluster: None for a Ray of the driver's own.
     """
     while True:
         moment = draw_moment(job.rounds, generator)
-        home = Path(tempfile.mkdtemp(dir=_made(folder)))
-        if (found := _crash_at(victim, moment, job, home, cluster)) is not None:
-            return found
+        home = new_home(folder)
+        killed = run_and_kill(victim, moment, job, home, cluster)
+        if killed is not None:
+            wrong = killed.wrong or what_is_wrong(home, killed.run, killed.written)
+            return Crash(moment, wrong, killed.seconds)
 
 
 def draw_moment(rounds: int, generator: random.Random) -> Moment:
@@ -121,40 +133,38 @@ def draw_moment(rounds: int, generator: random.Random) -> Moment:
     return Moment(rounds, generator.uniform(0, 2))
 
 
-def _crash_at(victim: str, moment: Moment, job: TrainingJob, home: Path, cluster: Cluster | None) -> Crash | None:
+def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, cluster: Cluster | None, backend: str = "ray") -> Killed | None:
+    """Run the job by the command line, kill the victim at the moment, resume where it was the driver. None when the run was over first."""
     job_file = home / "job.yaml"
     job_file.write_text(yaml.safe_dump(job.plain()), encoding="utf-8")
     before = _pids(victim, cluster)
     variables = cluster.variables if cluster else {}
-    driver = _begin(home, variables, "train", str(job_file))
+    driver = _begin(home, variables, "train", str(job_file), "--backend", backend)
     with _ended(driver):
         pid = _await_moment(victim, moment, home, driver, cluster, before)
         if pid is None:
             driver.wait(PATIENCE_S)
             return None
         family = psutil.Process(driver.pid).children(recursive=True) if victim == "driver" else []
-        os.kill(pid, signal.SIGKILL)
-        killed = time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(pid).wait(PATIENCE_S)
-        run, = run_ids(home)
-        written = _on_disk(home, run)
+        process = psutil.Process(pid)
+        process.kill()
+        begun = time.monotonic()
+        process.wait(PATIENCE_S)
+        (run,) = run_ids(home)
+        written, checkpoint = _on_disk(home, run), RunFolder(home, run).checkpoint.exists()
         wrong = []
         if victim == "driver":
-            driver.wait(PATIENCE_S)
-            if cluster is None:
-                _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
-                wrong += [f"the driver's {process} outlived it" for process in left]
-            driver = _begin(home, variables, "train", "--resume", run)
-        with _ended(driver):
-            output, _ = driver.communicate(timeout=PATIENCE_S)
-        seconds = time.monotonic() - killed
+            _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
+            wrong += [f"the driver's {process} outlived it" for process in left]
+            driver = _begin(home, variables, "train", "--resume", run, "--backend", backend)
+    with _ended(driver):
+        output, _ = driver.communicate(timeout=PATIENCE_S)
+    seconds = time.monotonic() - begun
     if driver.returncode:
-        return Crash(moment, [*wrong, f"qedge train ended with {driver.returncode}: {_last_line(home)}"], seconds)
-    answer = json.loads(output.splitlines()[-1])
-    if (answer["run_id"], answer["rounds"]) != (run, job.rounds):
-        wrong.append(f"the run answered as {answer['run_id']} with {answer['rounds']} rounds")
-    return Crash(moment, [*wrong, *what_is_wrong(home, run, written)], seconds)
+        wrong.append(f"qedge train ended with {driver.returncode}: {_last_line(home)}")
+    elif json.loads(output.splitlines()[-1])["run_id"] != run:
+        wrong.append(f"another run than {run} was finished: {output}")
+    return Killed(run, written, checkpoint, wrong, seconds)
 
 
 def what_is_wrong(home: Path, run: str, written: Mapping[int, str]) -> list[str]:
@@ -246,9 +256,10 @@ def _on_disk(home: Path, run: str) -> dict[int, str]:
     return {number: release.digest for number, release in ahead.read({}).items()}
 
 
-def _made(folder: Path) -> Path:
+def new_home(folder: Path) -> Path:
+    """A folder of its own for a run's home, under `folder`."""
     folder.mkdir(exist_ok=True)
-    return folder
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def _last_line(home: Path) -> str:

@@ -1,4 +1,4 @@
-"""Workload A in Flower's simulation: `python flower_rounds.py TABLE PLAN OUT`, run by the peer's own Python.
+"""Workload A in Flower's simulation: `python flower_rounds.py TABLE PLAN OUT`, run by the peer's own Python with this folder on its path.
 
 TABLE: the clients' rows (`workloads.write_table`). PLAN: an npz with `cohorts` [rounds, clients a round], numbers of clients, and
 the initial weights by their names in the model. OUT: an npz with `seconds` [rounds] and the final weights.
@@ -7,15 +7,11 @@ A round is timed from when its clients are chosen to when their models are avera
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-
-HERE = Path(__file__).resolve().parent
-os.environ |= {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0", "RAY_raylet_start_wait_time_s": "150", "PYTHONPATH": str(HERE)}
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -96,7 +92,13 @@ def main() -> None:
     from workloads import CLIENTS
 
     with tempfile.TemporaryDirectory(prefix="qf-") as folder:
-        ray = {"num_cpus": WORKERS, "include_dashboard": False, "_temp_dir": folder, "log_to_driver": False, "object_store_memory": 400 * 2**20}
+        ray = {
+            "num_cpus": WORKERS,
+            "include_dashboard": False,
+            "_temp_dir": folder,
+            "log_to_driver": False,
+            "object_store_memory": 400 * 2**20,
+        }
         backend = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": ray}
         run_simulation(server_app=server_app, client_app=client_app, num_supernodes=CLIENTS, backend_config=backend)
 

@@ -12,13 +12,12 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
-from benchmarks.figures import Figure, at_least, beside
-from benchmarks.surroundings import scratch
-
 from qedge.errors import BudgetExceeded
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance
 from qedge.privacy.ledger import Plan
 from qedge.records import Records
+from tests.benchmarks.figures import Figure, at_least, beside
+from tests.benchmarks.surroundings import scratch
 
 REPEAT = 5
 PROCESSES, TRIES, PLACES = 8, 1000, 500

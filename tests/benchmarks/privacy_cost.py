@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 from actors.cluster import connect
-from benchmarks.figures import Figure, beside, spread
-from benchmarks.surroundings import changed, digits_job, scratch, settings_of
-
 from qedge import TrainingJob, train
 from qedge.config import Settings
 from qedge.federated.events import Event, RoundFinished
+from tests.benchmarks.figures import Figure, beside, spread
+from tests.benchmarks.surroundings import changed, digits_job, scratch, settings_of
 
 REPEAT = 5
 LIMIT = 1.3

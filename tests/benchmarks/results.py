@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.figures import Figure
-
 from qedge.storage import write_atomically
+from tests.benchmarks.figures import Figure
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# Results
@@ -44,7 +43,9 @@ def machine() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _VERSIONS)
     load = os.getloadavg()[1]
     today = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return f"{today} · {os.cpu_count()} cores, {_processor()} · Python {platform.python_version()}, {versions} · {_code()} · load {load:.1f}"
+    return (
+        f"{today} · {os.cpu_count()} cores, {_processor()} · Python {platform.python_version()}, {versions} · {_code()} · load {load:.1f}"
+    )
 
 
 def _verdict(row: Figure) -> str:

@@ -18,9 +18,16 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from benchmarks.figures import Figure, at_most, beside, spread
-from benchmarks.surroundings import ROOT, WORKERS, environment, scratch, settings_of
-from benchmarks.workloads import (
+from safetensors.numpy import load_file
+
+from qedge import TrainingJob, train
+from qedge.federated import coordinator
+from qedge.federated.events import Event, RoundFinished
+from qedge.federated.randomness import RunKey
+from qedge.federated.selection import draw_cohort
+from tests.benchmarks.figures import Figure, at_most, beside, spread
+from tests.benchmarks.surroundings import ROOT, WORKERS, environment, scratch, settings_of
+from tests.benchmarks.workloads import (
     BATCH,
     CLASSES,
     CLIENTS,
@@ -36,13 +43,6 @@ from benchmarks.workloads import (
     published_cohorts,
     write_table,
 )
-from safetensors.numpy import load_file
-
-from qedge import TrainingJob, train
-from qedge.federated import coordinator
-from qedge.federated.events import Event, RoundFinished
-from qedge.federated.randomness import RunKey
-from qedge.federated.selection import draw_cohort
 
 REPEAT = 5
 ROUNDS = 200
@@ -147,7 +147,14 @@ def _weights(home: Path, run: str) -> Weights:
 def _flower(python: Path, table: Path, plan: Path, out: Path) -> tuple[float, Weights]:
     """Seconds of Flower's median round, and its final weights."""
     script = Path(__file__).with_name("flower_rounds.py")
-    variables = environment(HOME=str(out.parent), PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    variables = environment(
+        HOME=str(out.parent),
+        PATH=f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        PYTHONPATH=str(script.parent),  # for the processes of its Ray
+        OMP_NUM_THREADS="1",
+        FLWR_TELEMETRY_ENABLED="0",
+        RAY_raylet_start_wait_time_s="150",
+    )
     done = subprocess.run([python, script, table, plan, out], env=variables, cwd=out.parent, capture_output=True, text=True, check=False)
     if done.returncode or not out.exists():
         raise RuntimeError(f"Flower ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-8000:]}")

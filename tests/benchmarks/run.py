@@ -12,17 +12,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The modules are siblings and call each other `benchmarks.…`, here and in the tests alike.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the modules are `tests.benchmarks.…`, here and for the tests
 
-from benchmarks.results import RESULTS, put, section
+from tests.benchmarks.results import RESULTS, put, section
 
 NAMES = ("accuracy", "parity", "crashes", "ledger_load", "privacy_cost", "rounds", "startup")
 
 
 def measure(name: str, repeat: int | None, results: Path) -> bool:
     """Run one benchmark here and write its section; whether all of its figures were reached."""
-    benchmark = importlib.import_module(f"benchmarks.{name}")
+    benchmark = importlib.import_module(f"tests.benchmarks.{name}")
     figures = benchmark.measure(benchmark.REPEAT if repeat is None else repeat)
     command = f"python tests/benchmarks/run.py {name}" + (f" --repeat {repeat}" if repeat is not None else "")
     text = section(name, str(benchmark.__doc__).strip(), figures, command)

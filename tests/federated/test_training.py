@@ -13,6 +13,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from qedge import train
+from qedge.audit.receipt import NO_GUARANTEE, Receipt, verify
 from qedge.config import Settings
 from qedge.errors import (
     BudgetExceeded,
@@ -25,16 +26,15 @@ from qedge.errors import (
     UnknownRun,
     UnknownScope,
 )
-from qedge.federated.backend import local_workers
-from qedge.federated.completion import complete
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import RoundFinished
-from qedge.federated.preparation import prepare
 from qedge.federated.run_folder import RunFolder
 from qedge.job import TrainingJob
 from qedge.privacy.mechanisms import SeededNoise
-from qedge.receipt import NO_GUARANTEE, Receipt, verify
 from qedge.records import Records
+from qedge.runs.backend import local_workers
+from qedge.runs.completion import complete
+from qedge.runs.preparation import prepare
 
 Make = Callable[..., TrainingJob]
 
@@ -102,7 +102,7 @@ def test_the_same_rows_under_another_name_are_the_same_budget(settings: Settings
     # Another partition of the same rows is still the same rows.
     with pytest.raises(BudgetExceeded):
         train(
-            make_job(data={"partition": {"dirichlet": 5.0, "clients": 20}}, privacy={"epsilon": 900}), backend="serial", settings=settings
+            make_job(data={"partition": {"dirichlet": 5.0, "clients": 20}}, privacy={"epsilon": 30}), backend="serial", settings=settings
         )
 
 

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from qedge.audit_log import AuditLog
+from qedge.audit.log import AuditLog
+from qedge.audit.witness import Head, Witness
 from qedge.errors import (
     BudgetExceeded,
     Fenced,
@@ -39,7 +40,6 @@ from qedge.errors import (
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, sampled_gaussian
 from qedge.privacy.ledger import Ledger, Opening, Plan
 from qedge.security.keys import Keys
-from qedge.witness import Head, Witness
 
 FORK = multiprocessing.get_context("fork")
 ORDER, DELTA = 8, 1e-5

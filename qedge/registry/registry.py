@@ -22,7 +22,7 @@ from urllib.request import url2pathname
 
 from qedge.config import Settings
 from qedge.errors import ArtifactTampered, InvalidRequest, UnknownModel, nearest
-from qedge.tracking import EXPERIMENT, connection
+from qedge.registry.tracking import EXPERIMENT, connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from types import TracebackType
 
 from qedge.config import Settings
-from qedge.data import Rows
+from qedge.data.federation import Rows
 from qedge.errors import Diverged
 from qedge.federated.client import ClientSpec, FederatedClient
-from qedge.federated.completion import complete, record_failure
 from qedge.federated.coordinator import Coordinator, MakeWorkers
 from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.federated.workers import LocalWorkers
-from qedge.publisher import Publisher
 from qedge.records import Records
+from qedge.registry.publisher import Publisher
+from qedge.runs.completion import complete, record_failure
 
 PUBLISH_TIMEOUT_S = 120.0
 

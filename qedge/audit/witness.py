@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from qedge.canonical import canonical, parse
+from qedge.audit.canonical import canonical, parse
 from qedge.errors import LogTampered
 from qedge.security.keys import Keys
 from qedge.storage import storage_errors, write_atomically

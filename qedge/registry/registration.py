@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qedge.errors import ArtifactTampered
-from qedge.registry import MODEL_FILE, RECEIPT_FILE, RECEIPT_TAG, aliases_of
+from qedge.registry.registry import MODEL_FILE, RECEIPT_FILE, RECEIPT_TAG, aliases_of
 
 if TYPE_CHECKING:
     import onnx

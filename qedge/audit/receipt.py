@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from qedge.canonical import canonical, digest, parse
+from qedge.audit.canonical import canonical, digest, parse
 from qedge.errors import ArtifactTampered, ReceiptTampered
 from qedge.security.keys import Keys, key_id
 from qedge.security.keys import verify as verify_signature

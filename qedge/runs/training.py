@@ -19,9 +19,9 @@ from qedge.config import Settings
 from qedge.config import load as load_settings
 from qedge.errors import InvalidConfig, nearest
 from qedge.federated.events import Event, Phase
-from qedge.federated.preparation import prepare, reopen
 from qedge.federated.run_folder import Json, RunFolder, mapping
 from qedge.job import TrainingJob
+from qedge.runs.preparation import prepare, reopen
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Literal
 
 from pydantic import JsonValue
 
-from qedge import __version__, receipt
-from qedge.canonical import canonical, decimal, digest
-from qedge.data import fingerprints
+from qedge import __version__
+from qedge.audit import receipt
+from qedge.audit.canonical import canonical, decimal, digest
+from qedge.data.federation import fingerprints
 from qedge.errors import QEdgeError
 from qedge.export import save_weights, to_onnx
 from qedge.federated.coordinator import Coordinator

@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from pydantic import JsonValue
 
-from qedge.canonical import digest
 from qedge.config import Settings
-from qedge.data import Federation, default_scope, fingerprints
-from qedge.data import load as load_data
+from qedge.data.federation import Federation, default_scope, fingerprints
+from qedge.data.federation import load as load_data
 from qedge.errors import Refused, UnknownScope
 from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
 from qedge.federated.kernels import choose_kernel
-from qedge.federated.run_folder import Json, RunFolder, mapping
+from qedge.federated.run_folder import Json, RunFolder, mapping, terms_digest
 from qedge.federated.selection import expected_cohort
 from qedge.job import TrainingJob
 from qedge.models import build, parameters_vector, refuse_if_not_private
@@ -112,20 +111,9 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
     records.ledger.hold(plan, prints, opening=opening)
 
 
-def terms_digest(folder: RunFolder) -> str:
-    """Digest of the job and of what was decided with it: the ledger's plan names it, so neither can be changed afterwards."""
-    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json"))})
-
-
 def chunk_size(job: TrainingJob, clients: int) -> int:
     """Clients trained as one piece of work: a quarter of the expected cohort, within 4 and 64."""
     return max(4, min(64, math.ceil(expected_cohort(job.cohort, clients) / 4)))
-
-
-def recorded_guarantee(folder: RunFolder) -> Guarantee | None:
-    """The guarantee on record, or None for a run without privacy."""
-    record = folder.read("record.json")
-    return read_guarantee(mapping(record["guarantee"])) if record and record["guarantee"] else None
 
 
 def _terms(

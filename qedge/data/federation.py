@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qedge import built_in, fingerprint, tables
+from qedge.data import built_in, fingerprint, tables
 from qedge.errors import DataError, DataNotFound, InvalidValue, UnknownKey, nearest
 from qedge.job import BUILT_IN, Data, Partition
 
@@ -109,7 +109,9 @@ def fingerprints(federation: Federation, mac: Callable[[bytes], bytes]) -> froze
         DataError: a federation that was not made by `load`, so that overlap could not be seen.
     """
     if not federation.identity:
-        raise DataError("these data carry no identity, so no ledger could know them again; accepted: what qedge.data.load returns")
+        raise DataError(
+            "these data carry no identity, so no ledger could know them again; accepted: what qedge.data.federation.load gives"
+        )
     return frozenset(mac(message).hex() for message in federation.identity)
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from qedge.config import Settings
 from qedge.errors import QEdgeError, UnknownRun
-from qedge.outbox import Outbox, Published, ResultRecord, RoundRecord, read_published, run_path, write_published
-from qedge.registration import register
-from qedge.registry import RUN_TAG
+from qedge.registry.outbox import Outbox, Published, ResultRecord, RoundRecord, read_published, run_path, write_published
+from qedge.registry.registration import register
+from qedge.registry.registry import RUN_TAG
+from qedge.registry.tracking import connection, experiment_id
 from qedge.storage import locked
-from qedge.tracking import connection, experiment_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

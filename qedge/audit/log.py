@@ -19,12 +19,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from qedge import canonical
+from qedge.audit import canonical
+from qedge.audit.witness import GENESIS, Head, Witness
 from qedge.errors import LogTampered, RolledBack
 from qedge.security.keys import Keys
 from qedge.security.keys import verify as verify_signature
 from qedge.storage import locked, storage_errors
-from qedge.witness import GENESIS, Head, Witness
 
 CHECKPOINT_EVERY = 64
 _DOMAIN = "audit-log"

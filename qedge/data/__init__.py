@@ -1,0 +1,1 @@
+"""Whose rows they are: tables, built-in data sets, their fingerprints."""

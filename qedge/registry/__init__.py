@@ -1,0 +1,1 @@
+"""MLflow as the model registry: versions, runs, and what mirrors them."""
