@@ -8,9 +8,10 @@ import threading
 import ray
 
 from actors.federated_client import RayWorkers
+from actors.metrics import record
 from qedge.config import Settings
-from qedge.federated.events import Event
-from qedge.federated.run_folder import Json
+from qedge.federated.events import Event, RoundFinished
+from qedge.federated.run_folder import Json, RunFolder
 from qedge.runs.backend import carry_out
 
 NAMESPACE = "qedge"
@@ -34,6 +35,7 @@ class CoordinatorActor:
 
     def __init__(self, run: str, settings: str) -> None:
         self.run, self.settings = run, Settings.model_validate_json(settings)
+        self.model = RunFolder.open(self.settings.home, run).job().name
         self.incarnation = secrets.token_hex(4)
         self.events: list[Event] = []
         self.result: Json | None = None
@@ -59,6 +61,12 @@ class CoordinatorActor:
         with self.changed:
             self.events.append(event)
             self.changed.notify_all()
+        if isinstance(event, RoundFinished):
+            record("qedge_rounds_total", 1, model=self.model)
+            record("qedge_clients_expected", event.expected_cohort, model=self.model)
+            for name, value in (("qedge_accuracy", event.accuracy), ("qedge_epsilon_spent", event.epsilon)):
+                if value is not None:
+                    record(name, value, model=self.model)
 
     def _carry_out(self) -> None:
         try:

@@ -251,7 +251,7 @@ def start(context: Context) -> Facts:
     from actors.cluster import start_head
     from qedge.display import facts
 
-    record = start_head(context.settings)
+    record = start_head(context.settings, serve=True)
     facts(context.console, "Ray is up", {"address": record.address, "endpoint": record.serve_url, "stop it with": "qedge stop"})
     return {"address": record.address, "url": record.serve_url, "pid": record.pid}
 
@@ -279,7 +279,7 @@ def deploy(context: Context, model: str) -> Facts:
     begun = time.perf_counter()
     settings = context.settings
     if settings.address is None:
-        start_head(settings)
+        start_head(settings, serve=True)
     version, folder = _resolve(context, model)
     records = Records.open(settings.home)
     with connect(settings, start=False):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pwd
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -127,16 +127,28 @@ class AuditLog:
         if ledger is not None:
             facts["ledger"] = ledger.plain()
         with self._open() as file:
-            if (self._chain.head.seq + 1) % CHECKPOINT_EVERY == 0:
-                self._write_checkpoint(file)
-            entry = self._write(file, event, actor or self.actor, facts)
+            entry = self._add(file, event, actor or self.actor, facts)
+            self._flush(file)
             self._bear_witness()
         return entry
+
+    def repeat(self, events: Sequence[tuple[str, str, Head, dict[str, JsonValue]]]) -> None:
+        """Add what the ledger has on disk already, as (event, actor, the ledger's head, facts), flushed once for all.
+
+        Raises:
+            StorageFull: some were not added; repeating them later loses nothing.
+        """
+        with self._open() as file:
+            for event, actor, ledger, facts in events:
+                self._add(file, event, actor, {**facts, "ledger": ledger.plain()})
+            self._flush(file)
+            self._bear_witness()
 
     def checkpoint(self) -> Head:
         """Sign the head now, so that a copy of the log can be verified whole with the public key alone."""
         with self._open() as file:
             self._write_checkpoint(file)
+            self._flush(file)
             self._bear_witness()
             return self._chain.head
 
@@ -239,6 +251,15 @@ class AuditLog:
         facts: dict[str, JsonValue] = {"key": self._keys.key_id, "signature": signature.hex()}
         self._write(file, "checkpoint", self.actor, facts)
 
+    def _add(self, file: int, event: str, actor: str, facts: dict[str, JsonValue]) -> Entry:
+        if (self._chain.head.seq + 1) % CHECKPOINT_EVERY == 0:
+            self._write_checkpoint(file)
+        return self._write(file, event, actor, facts)
+
+    def _flush(self, file: int) -> None:
+        with storage_errors(self.path):
+            os.fsync(file)
+
     def _write(self, file: int, event: str, actor: str, facts: dict[str, JsonValue]) -> Entry:
         head = self._chain.head
         body = {"seq": head.seq + 1, "time": self.now(), "actor": actor, "event": event, "facts": facts, "previous": head.hash}
@@ -248,7 +269,6 @@ class AuditLog:
                 written = 0
                 while written < len(line):
                     written += os.write(file, line[written:])
-                os.fsync(file)
             except OSError:
                 os.ftruncate(file, self._chain.size)
                 raise

@@ -109,9 +109,7 @@ def fingerprints(federation: Federation, mac: Callable[[bytes], bytes]) -> froze
         DataError: a federation that was not made by `load`, so that overlap could not be seen.
     """
     if not federation.identity:
-        raise DataError(
-            "these data carry no identity, so no ledger could know them again; accepted: what qedge.data.federation.load gives"
-        )
+        raise DataError("these data carry no identity, so no ledger could know them again; accepted: what qedge.data.federation.load gives")
     return frozenset(mac(message).hex() for message in federation.identity)
 
 

@@ -86,10 +86,14 @@ class FederatedClient:
         if self.spec.grid is None:
             counts = [min(len(client.labels), self.spec.algorithm.max_weight) for client in clients]
             return PartialSum(fixed_point(updates, counts), sum(counts))
-        rounding = [self.spec.key.derive("rounding", round_number, int(client)).generator() for client in chunk]
-        return PartialSum(to_grid(updates, self.spec.grid, rounding).sum(axis=0), len(chunk))
+        key = self.spec.key.derive("rounding", round_number, int(chunk[0]))
+        rounded = to_grid(updates, self.spec.grid, key.generator(), lambda row: key.derive("again", row).generator())
+        return PartialSum(rounded.sum(axis=0), len(chunk))
 
     def _batches(self, round_number: int, client: int) -> ClientBatches:
         features, labels = self.train.of(client)
-        key = self.spec.key.derive("steps", round_number, client)
-        return ClientBatches(features, labels, plan_steps(len(labels), self.spec.algorithm, key))
+
+        def generator() -> np.random.Generator:
+            return self.spec.key.derive("steps", round_number, client).generator()
+
+        return ClientBatches(features, labels, plan_steps(len(labels), self.spec.algorithm, generator))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from qedge.records import Records
 
 CHECKPOINT_EVERY_S = 1.0
 
+Measured = tuple[float | None, float | None]  # accuracy and loss on public rows
 MakeWorkers = Callable[[ClientSpec, Rows, Rows | None], Workers]
 
 
@@ -85,7 +86,6 @@ class Coordinator:
         self.measured = set(folder.metrics_by_round())
         self.seconds: list[float] = []
         self.scribe = ThreadPoolExecutor(1, thread_name_prefix="audit-log")
-        self.logged: Future[None] | None = None
 
     def train(self) -> ServerState:
         """All rounds that are left.
@@ -98,13 +98,13 @@ class Coordinator:
         saved = time.monotonic()
         while state.round < self.job.rounds:
             begun = time.perf_counter()
-            state = self._round(state)
-            self._measure(state)
+            state, measured = self._round(state)
+            self._tell(state, measured)
             self.seconds.append(time.perf_counter() - begun)
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or state.round == self.job.rounds:
                 self._checkpoint(state)
+                self.records.ledger.repeat_in_log()  # what the ledger has on disk already; no round need wait for it
                 saved = time.monotonic()
-        self.records.ledger.repeat_in_log()
         return state
 
     def evaluate_charged(self, state: ServerState) -> float | None:
@@ -153,46 +153,50 @@ class Coordinator:
         while state.round < self.job.rounds and (release := releases.get(state.round + 1)):
             self.records.ledger.commit(self.folder.run, release.round, release.digest, self.epoch)
             state = self._apply(state, release.total)
-            self._measure(state)
+            self._tell(state, self.evaluate_public(state))
         if lost := [number for number in committed if state.round < number <= self.job.rounds]:
             raise CheckpointTampered(
                 f"run {self.folder.run}: round {min(lost)} was charged but its record is gone or was altered", run=self.folder.run
             )
         return state
 
-    def _round(self, state: ServerState) -> ServerState:
+    def _round(self, state: ServerState) -> tuple[ServerState, Measured]:
         number = state.round + 1
         cohort = draw_cohort(self.job.cohort, len(self.federation.clients), self.key, number)
         chunks = make_chunks(cohort, self.rows, self.chunk)
         partial = self.workers.partial_sum(number, state.weights, chunks, self.job.cohort.deadline_s)
         if self.noise_table is None:
-            if partial.weight == 0:
-                return fedavg.server_update(state, np.zeros(len(state.weights)), self.job.algorithm)
-            return self._apply(state, partial.total, weight=partial.weight)
+            after = self._apply(state, partial.total, weight=partial.weight)
+            return after, self.evaluate_public(after)
         total = partial.total + self.noise_table.sample(len(state.weights), self.noise)
         release = Release(self.folder.run, number, self.epoch, total)
+        # While the disk takes the record and the ledger its digest, the next model is computed here; it leaves this process only
+        # when both are done.
+        charged = self.scribe.submit(self._charge, release)
+        after = self._apply(state, release.total)
+        measured = self.evaluate_public(after)
+        charged.result()
+        return after, measured
+
+    def _charge(self, release: Release) -> None:
+        """Write a release ahead, then commit its digest."""
         self.ahead.append(release)
-        if self.logged is not None:
-            self.logged.result()
-        self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
-        # The audit log repeats what the ledger has on disk already: while the next round trains is soon enough.
-        self.logged = self.scribe.submit(self.records.ledger.repeat_in_log)
-        return self._apply(state, release.total)
+        self.records.ledger.commit(self.folder.run, release.round, release.digest, self.epoch)
 
     def _apply(self, state: ServerState, total: np.ndarray, weight: int | None = None) -> ServerState:
         """The server's step on a sum that has been released."""
         if self.guarantee is not None:  # the denominator is public: what was realised is not
             mean = from_grid(total, self.guarantee.grid.step, expected_cohort(self.job.cohort, len(self.federation.clients)))
-        else:
+        else:  # an empty cohort has an empty sum
             mean = from_grid(total, FIXED_STEP, weight or 1)
         after = fedavg.server_update(state, mean, self.job.algorithm)
         if not np.isfinite(after.weights).all():
             raise Diverged(f"round {after.round}: the global model is no longer finite; try a smaller learning rate", round=after.round)
         return after
 
-    def _measure(self, state: ServerState) -> None:
-        """Evaluate where the rows are public, keep the round's metrics, tell whoever listens."""
-        accuracy, loss = self.evaluate_public(state)
+    def _tell(self, state: ServerState, measured: Measured) -> None:
+        """Keep a round's metrics and tell whoever listens; only what may be shown."""
+        accuracy, loss = measured
         guarantee = self.guarantee
         expected = expected_cohort(self.job.cohort, len(self.federation.clients))
         epsilon = guarantee.epsilon(state.round) if guarantee else None
@@ -201,10 +205,9 @@ class Coordinator:
         stamp = self.created_ms + state.round if guarantee else time.time_ns() // 1_000_000
         if state.round not in self.measured:
             self.folder.append_metrics(state.round, stamp, {name: value for name, value in metrics.items() if value is not None})
-        left = self.left if guarantee else None
-        self.on_event(RoundFinished(self.folder.run, state.round, self.job.rounds, expected, accuracy, loss, epsilon, left))
+        self.on_event(RoundFinished(self.folder.run, state.round, self.job.rounds, expected, accuracy, loss, epsilon, self.left))
 
-    def evaluate_public(self, state: ServerState) -> tuple[float | None, float | None]:
+    def evaluate_public(self, state: ServerState) -> Measured:
         """Accuracy and mean cross-entropy on the rows declared public, or (None, None) where there are none."""
         test = self.federation.test
         if test is None or charged_evaluation(self.job):

@@ -11,7 +11,7 @@ as long as one thread computes them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +21,6 @@ import torch
 from torch.nn import functional
 
 from qedge.errors import ModelError
-from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm
 from qedge.models import affine_layers, parameters_vector, set_parameters
 
@@ -45,7 +44,7 @@ class Kernel(Protocol):
         """Local minus global weights of each client, [clients, params] float32; `weights` is [params] float32."""
 
 
-def plan_steps(rows: int, algorithm: Algorithm, key: RunKey) -> list[np.ndarray]:
+def plan_steps(rows: int, algorithm: Algorithm, make_generator: Callable[[], np.random.Generator]) -> list[np.ndarray]:
     """The row numbers of each local step: epochs of shuffled mini-batches under the public caps on rows and steps.
 
     A client whose rows fit into one batch keeps their order, as the order inside a batch means nothing.
@@ -56,7 +55,7 @@ def plan_steps(rows: int, algorithm: Algorithm, key: RunKey) -> list[np.ndarray]
     size = algorithm.batch_size or used
     if used == rows and (not algorithm.shuffle or rows <= size):  # every epoch is the same list of the same arrays
         return (_split(np.arange(rows), size) * algorithm.local_epochs)[: algorithm.max_steps]
-    generator = key.generator()
+    generator = make_generator()
     chosen = np.sort(generator.permutation(rows)[:used])
     if not algorithm.shuffle:
         return (_split(chosen, size) * algorithm.local_epochs)[: algorithm.max_steps]

@@ -31,12 +31,9 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("qedge_rounds_total", "counter", "rounds", "Federated rounds released", ("model",)),
-    Metric("qedge_round_seconds", "histogram", "seconds", "Wall time of a federated round", ("model",), _SLOW),
-    Metric("qedge_rounds_retried_total", "counter", "rounds", "Rounds whose lost part was run again", ("model",)),
     Metric("qedge_clients_expected", "gauge", "clients", "Expected cohort of a round (q·N); never the realised one", ("model",)),
-    Metric("qedge_epsilon_spent", "gauge", "epsilon", "Epsilon committed in the privacy ledger", ("scope",)),
-    Metric("qedge_epsilon_budget", "gauge", "epsilon", "Epsilon a scope may spend in its life", ("scope",)),
-    Metric("qedge_plans_refused_total", "counter", "plans", "Training plans the privacy ledger refused", ("scope",)),
+    Metric("qedge_epsilon_spent", "gauge", "epsilon", "Epsilon that the releases of the run have spent", ("model",)),
+    Metric("qedge_accuracy", "gauge", "share", "Accuracy after the last round, on rows declared public", ("model",)),
     Metric("qedge_requests_total", "counter", "requests", "Inference requests answered", ("model", "version")),
     Metric("qedge_request_seconds", "histogram", "seconds", "Time from a whole request body to its answer", ("model", "version"), _FAST),
     Metric("qedge_request_rows_total", "counter", "rows", "Rows predicted", ("model", "version")),

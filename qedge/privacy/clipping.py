@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ class Grid:
     def __post_init__(self) -> None:
         if self.params < 1:
             raise InvalidPrivacy(f"a grid is for at least one parameter; given {self.params}", given=self.params)
-        if not (0 < self.bound < math.inf and self.step >= sys.float_info.min):
-            raise InvalidPrivacy(f"clipping bound is {self.bound}; accepted: a positive, finite number", given=self.bound)
+        if not (0 < self.bound <= 1e100 and self.step >= sys.float_info.min):
+            raise InvalidPrivacy(f"clipping bound is {self.bound}; accepted: a positive, finite number up to 1e100", given=self.bound)
 
     @property
     def step(self) -> float:
@@ -66,53 +66,67 @@ class Grid:
         return (1025 * self.params + math.isqrt(4356 * self.params)) // 4
 
 
-def to_grid(updates: Updates, grid: Grid, generators: Sequence[np.random.Generator]) -> NDArray[np.int64]:
+def to_grid(updates: Updates, grid: Grid, first: np.random.Generator, again: Callable[[int], np.random.Generator]) -> NDArray[np.int64]:
     """Each client's update clipped and randomly rounded: [clients, params] float to [clients, params] int64.
 
-    The squared norm of every row is at most `grid.sensitivity_squared`, whatever the input; an update that is not finite
-    becomes zeros. Rounding is unbiased up to 2^-17 grid units before norms past the bound are drawn again. A row depends on
-    its own update, grid and generator only, never on its neighbours in the batch.
+    The squared norm of every row is at most `grid.sensitivity_squared`, whatever the input; an update whose norm is not
+    finite becomes zeros. Rounding is unbiased up to 2^-17 grid units before norms past the bound are drawn again. All rows are rounded
+    once with words from `first`, as many whatever the updates are; a row past the bound goes on with its own generator,
+    `again(row)`. So a row depends on its own update and never on its neighbours': emptying one client moves no other's integers.
 
     Raises:
-        ModelError: updates of another shape than [clients, grid.params] with a generator each.
+        ModelError: updates of another shape than [clients, grid.params].
     """
-    if updates.shape != (len(generators), grid.params):
-        raise ModelError(f"updates have shape {updates.shape}; expected {(len(generators), grid.params)}, one generator a row")
-    rounded = np.zeros(updates.shape, np.int64)
-    for row, update, generator in zip(rounded, updates, generators, strict=True):
-        clipped = _clipped(update, grid)
-        if clipped is not None:
-            _round_within(clipped, grid.sensitivity_squared, generator, row)
-    return rounded
+    if updates.ndim != 2 or updates.shape[1] != grid.params:
+        raise ModelError(f"updates have shape {updates.shape}; expected [clients, {grid.params}]")
+    vectors = updates.astype(np.float64, order="C")
+    finite = _clip(vectors, grid)
+    rounded = _round(vectors, first)
+    # Whole numbers whose squares sum to far less than 2^53: exact in any order.
+    over = finite & (_squares(rounded) > grid.sensitivity_squared)
+    for row in np.flatnonzero(over):
+        rounded[row] = _round_within(vectors[row : row + 1], grid.sensitivity_squared, again(int(row)))
+    if not finite.all():
+        rounded[~finite] = 0
+    return rounded.astype(np.int64)
 
 
-def _clipped(update: Updates, grid: Grid) -> NDArray[np.float64] | None:
-    """The update in grid units with norm at most c, [params] float64; None where it is not finite."""
-    vector = update.astype(np.float64)
-    largest = float(max(vector.max(), -vector.min()))  # NaN where any entry is: both extremes carry it
-    if not math.isfinite(largest):
-        return None
-    # Entries of at most 1 can be squared without overflow. Past the bound only the direction matters, and the norm is >= 1.
-    vector /= max(largest, grid.bound)
-    # Not a BLAS product: its last bits depend on how many threads share it.
-    vector *= grid.scale / max(1.0, math.sqrt(float(np.square(vector).sum())))
-    return vector
+def _clip(vectors: NDArray[np.float64], grid: Grid) -> NDArray[np.bool_]:
+    """Bring each row into grid units with norm at most c, in place; which rows have a finite norm, bool [clients]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(_squares(vectors))
+    finite: NDArray[np.bool_] = np.isfinite(norms)
+    if not finite.all():
+        vectors[~finite], norms[~finite] = 0.0, 0.0
+    vectors *= (grid.scale / np.maximum(norms, grid.bound))[:, None]
+    return finite
 
 
-def _round_within(vector: NDArray[np.float64], limit: int, generator: np.random.Generator, out: NDArray[np.int64]) -> None:
-    """Round `vector` up or down at random, again while the squared norm is over `limit`; `out` stays zero after 64 failures."""
-    words = -(-len(vector) // 4)
-    shifted = vector + 2.0**-17
-    for _ in range(_ROUNDINGS):
-        bits = generator.integers(0, 2**64, words, dtype=np.uint64).view(np.uint16)[: len(vector)]
-        # floor(x + u), with u in the middle of one of 2^16 equal cells of (0, 1), is x on average within 2^-17.
-        rounded = bits * 2.0**-16
-        rounded += shifted
-        np.floor(rounded, out=rounded)
-        # Whole numbers whose squares sum to far less than 2^53: exact in any order. (A BLAS product would wake its threads.)
-        if float(np.square(rounded).sum()) <= limit:
-            out[:] = rounded
-            return
+def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared norm of each row. Not a BLAS product: its last bits depend on how many threads share it."""
+    squares: NDArray[np.float64] = np.einsum("kd,kd->k", vectors, vectors)
+    return squares
+
+
+def _round(vectors: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Every entry rounded up or down at random, on average to itself within 2^-17."""
+    bits = generator.integers(0, 2**64, -(-vectors.size // 4), dtype=np.uint64).view(np.uint16)[: vectors.size]
+    # floor(x + u), with u in the middle of one of 2^16 equal cells of (0, 1).
+    rounded = (bits * 2.0**-16).reshape(vectors.shape)
+    rounded += vectors
+    rounded += 2.0**-17
+    floored: NDArray[np.float64] = np.floor(rounded, out=rounded)
+    return floored
+
+
+def _round_within(vector: NDArray[np.float64], limit: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """`vector`, [1, params], rounded again until its squared norm is at most `limit`; zeros after 64 failures in all."""
+    for _ in range(_ROUNDINGS - 1):
+        rounded = _round(vector, generator)
+        if _squares(rounded)[0] <= limit:
+            kept: NDArray[np.float64] = rounded[0]
+            return kept
+    return np.zeros(vector.shape[1])
 
 
 def fixed_point(updates: Updates, weights: Sequence[int]) -> NDArray[np.int64]:
@@ -129,9 +143,9 @@ def fixed_point(updates: Updates, weights: Sequence[int]) -> NDArray[np.int64]:
     largest = float(np.abs(updates).max(initial=0.0))
     if not largest / FIXED_STEP * max(1, sum(map(int, weights))) < _SAFE:
         raise Diverged("an update is not finite or too large for the integer grid; a smaller learning rate may help")
-    total = np.zeros(updates.shape[1], np.int64)
-    for update, weight in zip(updates, weights, strict=True):
-        total += np.rint(update.astype(np.float64) / FIXED_STEP).astype(np.int64) * int(weight)
+    units = np.rint(updates.astype(np.float64) / FIXED_STEP).astype(np.int64)
+    units *= np.array(weights, dtype=np.int64)[:, None]
+    total: NDArray[np.int64] = units.sum(axis=0)
     return total
 
 

@@ -337,8 +337,8 @@ class Ledger:
         logged = self._log.ledger_head().seq
         with self._reading():
             missing = [Event.read(body, signature) for _, body, signature in self._store.events(logged + 1)]
-        for event in missing:
-            self._log.append(f"ledger.{event.kind}", actor=event.actor, ledger=event.head, **event.brief())
+        if missing:
+            self._log.repeat([(f"ledger.{event.kind}", event.actor, event.head, event.brief()) for event in missing])
 
     def _check_seen(self) -> None:
         """The ledger against the log and the witness: whichever is older than the others have seen was put back."""

@@ -27,11 +27,10 @@ from actors.cluster import start_head, stop_head
 from actors.environment import processes_of
 from qedge import TrainingJob
 from qedge.audit.receipt import FILE, Receipt, verify
-from qedge.federated.run_folder import RunFolder, run_ids
+from qedge.federated.run_folder import RunFolder, recorded_guarantee, run_ids
 from qedge.federated.write_ahead import WriteAhead
 from qedge.privacy.accounting import RenyiCost
 from qedge.records import Records
-from qedge.runs.preparation import recorded_guarantee
 from tests.benchmarks.figures import Figure, spread
 from tests.benchmarks.surroundings import changed, command, digits_job, environment, free_port, scratch, settings_of
 
@@ -143,25 +142,26 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
     with _ended(driver):
         pid = _await_moment(victim, moment, home, driver, cluster, before)
         if pid is None:
-            driver.wait(PATIENCE_S)
+            if driver.wait(PATIENCE_S):
+                raise RuntimeError(f"the run failed before anything was killed:\n{_shown(home)}")
             return None
-        family = psutil.Process(driver.pid).children(recursive=True) if victim == "driver" else []
+        family = _lasting_children(driver.pid) if victim == "driver" else []
         process = psutil.Process(pid)
         process.kill()
         begun = time.monotonic()
         process.wait(PATIENCE_S)
         (run,) = run_ids(home)
         written, checkpoint = _on_disk(home, run), RunFolder(home, run).checkpoint.exists()
-        wrong = []
+        wrong: list[str] = []
         if victim == "driver":
-            _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
-            wrong += [f"the driver's {process} outlived it" for process in left]
             driver = _begin(home, variables, "train", "--resume", run, "--backend", backend)
     with _ended(driver):
         output, _ = driver.communicate(timeout=PATIENCE_S)
     seconds = time.monotonic() - begun
+    _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
+    wrong += [f"of the driver's own Ray {process} outlived it" for process in left]
     if driver.returncode:
-        wrong.append(f"qedge train ended with {driver.returncode}: {_last_line(home)}")
+        wrong.append(f"qedge train ended with {driver.returncode}: {_shown(home)}")
     elif json.loads(output.splitlines()[-1])["run_id"] != run:
         wrong.append(f"another run than {run} was finished: {output}")
     return Killed(run, written, checkpoint, wrong, seconds)
@@ -245,13 +245,24 @@ def _pids(victim: str, cluster: Cluster | None) -> set[int]:
     return found
 
 
+def _lasting_children(pid: int) -> list[psutil.Process]:
+    """The processes of a driver's own Ray, without Ray's agents: those look only once a minute whether they are still needed."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if not any("Agent" in word for word in process.cmdline()[:1]):
+                found.append(process)
+    return found
+
+
 def _on_disk(home: Path, run: str) -> dict[int, str]:
     """Digests of the noised sums that are written ahead, by round: the last of each. Read from a copy, as reading cuts a torn end off."""
     records, folder = Records.open(home), RunFolder.open(home, run)
     copy = home / "releases.copy"
-    if not folder.releases.exists():
+    try:
+        shutil.copy(folder.releases, copy)
+    except FileNotFoundError:  # a checkpoint covers all there was
         return {}
-    shutil.copy(folder.releases, copy)
     ahead = WriteAhead(copy, lambda message: records.keys.mac("release", message))
     return {number: release.digest for number, release in ahead.read({}).items()}
 
@@ -262,5 +273,6 @@ def new_home(folder: Path) -> Path:
     return Path(tempfile.mkdtemp(dir=folder))
 
 
-def _last_line(home: Path) -> str:
-    return (home / "stderr").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+def _shown(home: Path) -> str:
+    """The end of what the commands showed."""
+    return (home / "stderr").read_text(encoding="utf-8", errors="replace")[-2000:]

@@ -25,7 +25,7 @@ def _chunk(sizes: list[int], algorithm: Algorithm, features: int, classes: int, 
         ClientBatches(
             generator.standard_normal((rows, features), dtype=np.float32),
             generator.integers(0, classes, rows),
-            plan_steps(rows, algorithm, RunKey.from_seed(seed + 1 + k)),
+            plan_steps(rows, algorithm, RunKey.from_seed(seed + 1 + k).generator),
         )
         for k, rows in enumerate(sizes)
     ]
@@ -94,7 +94,7 @@ def test_the_same_chunk_gives_the_same_bits_from_read_only_weights(kernel):
 @given(rows=st.integers(0, 200), size=st.integers(1, 50), epochs=st.integers(1, 5), cap=st.integers(1, 100), most=st.integers(1, 40))
 def test_steps_keep_the_public_caps_and_see_each_row_once_an_epoch(rows, size, epochs, cap, most):
     algorithm = _algorithm(batch_size=size, local_epochs=epochs, max_rows=cap, max_steps=most)
-    steps = plan_steps(rows, algorithm, RunKey.from_seed(0))
+    steps = plan_steps(rows, algorithm, RunKey.from_seed(0).generator)
     assert len(steps) <= most
     assert all(1 <= len(step) <= size for step in steps)
     seen = [row for step in steps for row in step]

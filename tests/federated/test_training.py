@@ -101,9 +101,7 @@ def test_the_same_rows_under_another_name_are_the_same_budget(settings: Settings
         train(make_job(privacy="none"), backend="serial", settings=settings)
     # Another partition of the same rows is still the same rows.
     with pytest.raises(BudgetExceeded):
-        train(
-            make_job(data={"partition": {"dirichlet": 5.0, "clients": 20}}, privacy={"epsilon": 30}), backend="serial", settings=settings
-        )
+        train(make_job(data={"partition": {"dirichlet": 5.0, "clients": 20}}, privacy={"epsilon": 30}), backend="serial", settings=settings)
 
 
 def test_where_the_officer_opens_scopes_a_job_may_not(settings: Settings, make_job: Make):
