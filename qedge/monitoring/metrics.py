@@ -31,7 +31,7 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("qedge_rounds_total", "counter", "rounds", "Federated rounds released", ("model",)),
-    Metric("qedge_clients_expected", "gauge", "clients", "Expected cohort of a round (q·N); never the realised one", ("model",)),
+    Metric("qedge_clients_expected", "gauge", "clients", "Expected cohort of a round (qN); never the realised one", ("model",)),
     Metric("qedge_epsilon_spent", "gauge", "epsilon", "Epsilon that the releases of the run have spent", ("model",)),
     Metric("qedge_accuracy", "gauge", "share", "Accuracy after the last round, on rows declared public", ("model",)),
     Metric("qedge_requests_total", "counter", "requests", "Inference requests answered", ("model", "version")),

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,8 +138,8 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
     job_file.write_text(yaml.safe_dump(job.plain()), encoding="utf-8")
     before = _pids(victim, cluster)
     variables = cluster.variables if cluster else {}
-    driver = _begin(home, variables, "train", str(job_file), "--backend", backend)
-    with _ended(driver):
+    with ExitStack() as started:
+        driver = started.enter_context(_begun(home, variables, "train", str(job_file), "--backend", backend))
         pid = _await_moment(victim, moment, home, driver, cluster, before)
         if pid is None:
             if driver.wait(PATIENCE_S):
@@ -152,14 +152,12 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
         process.wait(PATIENCE_S)
         (run,) = run_ids(home)
         written, checkpoint = _on_disk(home, run), RunFolder(home, run).checkpoint.exists()
-        wrong: list[str] = []
         if victim == "driver":
-            driver = _begin(home, variables, "train", "--resume", run, "--backend", backend)
-    with _ended(driver):
+            driver = started.enter_context(_begun(home, variables, "train", "--resume", run, "--backend", backend))
         output, _ = driver.communicate(timeout=PATIENCE_S)
     seconds = time.monotonic() - begun
     _, left = psutil.wait_procs(family, timeout=PATIENCE_S)
-    wrong += [f"of the driver's own Ray {process} outlived it" for process in left]
+    wrong = [f"of the driver's own Ray {process} outlived it" for process in left]
     if driver.returncode:
         wrong.append(f"qedge train ended with {driver.returncode}: {_shown(home)}")
     elif json.loads(output.splitlines()[-1])["run_id"] != run:
@@ -192,18 +190,15 @@ def what_is_wrong(home: Path, run: str, written: Mapping[int, str]) -> list[str]
     return [complaint for complaint, holds in checks.items() if not holds]
 
 
-def _begin(home: Path, variables: Mapping[str, str], *arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def _begun(home: Path, variables: Mapping[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A `qedge` command that was begun; it is not left running when something goes wrong."""
     with (home / "stderr").open("ab") as shown:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command(home, *arguments), env=environment(**variables), stdout=subprocess.PIPE, stderr=shown, text=True, cwd=home
         )
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Leaves no process behind when something goes wrong."""
     try:
-        yield
+        yield process
     finally:
         if process.poll() is None:
             process.kill()

@@ -30,3 +30,7 @@ def test_a_name_or_tag_that_is_not_in_the_table_is_an_error() -> None:
         ignore("qedge_cohort_realised", 1)
     with pytest.raises(KeyError, match="has the tags"):
         row("qedge_requests_total", {"caller": "someone"})
+
+
+def test_help_texts_are_ascii_as_rays_exporter_encodes_them_in_any_locale() -> None:
+    assert all(metric.help.isascii() for metric in METRICS)
