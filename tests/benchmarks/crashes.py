@@ -137,8 +137,10 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
     job_file = home / "job.yaml"
     job_file.write_text(yaml.safe_dump(job.plain()), encoding="utf-8")
     before = _pids(victim, cluster)
-    variables = cluster.variables if cluster else {}
+    variables = dict(cluster.variables) if cluster else {}
     with ExitStack() as started:
+        # A Ray that dies leaves its folder behind: it shall be one that is removed here, and its path must be short.
+        variables["TMPDIR"] = started.enter_context(tempfile.TemporaryDirectory(prefix="qt-", ignore_cleanup_errors=True))
         driver = started.enter_context(_begun(home, variables, "train", str(job_file), "--backend", backend))
         pid = _await_moment(victim, moment, home, driver, cluster, before)
         if pid is None:

@@ -31,9 +31,7 @@ PATIENCE_S = 300.0
 def measure(repeat: int) -> list[Figure]:
     """`repeat` demos and deployments; the short ones `COMMANDS` times."""
     qedge = Path(sys.executable).with_name("qedge")
-    bare = _walls([sys.executable, "-c", "pass"])
-    imports = _walls([sys.executable, "-c", "import qedge"])
-    helps = _walls([str(qedge), "--help"])
+    bare, imports, helps = _walls([sys.executable, "-c", "pass"], [sys.executable, "-c", "import qedge"], [str(qedge), "--help"])
     early, late = [], []
     with scratch() as folder:
         demos = [_demo(folder / f"demo-{number}") for number in range(repeat)]
@@ -59,9 +57,10 @@ def measure(repeat: int) -> list[Figure]:
     ]
 
 
-def _walls(line: list[str]) -> list[float]:
-    """Seconds of a command, `COMMANDS` times after once for the file cache."""
-    return [_wall(line) for _ in range(COMMANDS + 1)][1:]
+def _walls(*lines: list[str]) -> list[list[float]]:
+    """Seconds of each command, `COMMANDS` times in turns, after once for the file cache."""
+    rounds = [[_wall(line) for line in lines] for _ in range(COMMANDS + 1)]
+    return [list(walls) for walls in zip(*rounds[1:], strict=True)]
 
 
 def _wall(line: list[str]) -> float:

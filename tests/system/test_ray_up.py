@@ -22,6 +22,8 @@ import psutil
 import pytest
 import yaml
 
+from qedge.demo import JOB
+
 ROOT = Path(__file__).resolve().parents[2]
 RAY = Path(sys.executable).with_name("ray")
 pytestmark = [
@@ -113,6 +115,23 @@ def test_a_task_runs_on_both_nodes_with_the_code_and_the_settings_of_the_file(cl
     code = str(home / "qedge" / "qedge" / "__init__.py")
     assert sorted(answer["found"]) == [[head.address, code, "1", str(home / ".qedge")], [worker.address, code, "1", ""]]
     assert answer["state"] == [head.address]
+
+
+def test_a_private_run_trains_on_both_nodes_and_its_state_lies_on_the_head(cluster: Cluster) -> None:
+    head, worker = cluster.hosts.hosts
+    (head.home / "digits.yaml").write_text(yaml.safe_dump(JOB | {"rounds": 5}), encoding="utf-8")
+    qedge = "~/qedge/.venv/bin/python -m qedge"
+    state = {"QEDGE_HOME": "~/.qedge"}
+    done = cluster.on_head(qedge, "train", "~/digits.yaml", "--address", "auto", "--json", environ=state)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["rounds"] == 5
+    assert answer["version"] == 1
+    shown = cluster.on_head(qedge, "budget", "show", "--json", environ=state)
+    (scope,) = json.loads(shown.stdout.splitlines()[-1])["scopes"]
+    assert scope["spent"] == pytest.approx(answer["epsilon"])
+    assert (head.home / ".qedge" / "ledger.db").exists()
+    assert not (worker.home / ".qedge" / "ledger.db").exists()
 
 
 def test_status_shows_both_nodes_to_the_one_who_made_the_cluster(cluster: Cluster) -> None:
