@@ -54,7 +54,7 @@ class RunDisplay:
         self.last = event
         self.progress.update(self.task, completed=event.round, total=event.rounds)
         if not self.console.is_terminal and (event.round == event.rounds or event.round % max(1, event.rounds // 6) == 0):
-            self.console.print(f"round {event.round}/{event.rounds}  {_facts(event)}", highlight=False)
+            self.console.print(f"round {event.round}/{event.rounds}  {_facts(event)}", highlight=False, soft_wrap=True)
 
     def _render(self) -> Group:
         return Group(self.progress, Text("  " + _facts(self.last), style="cyan") if self.last else Text(""))
@@ -88,4 +88,4 @@ def facts(console: Console, title: str, values: Mapping[str, object]) -> None:
     console.print(f"[bold]{title}[/bold]")
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
-        console.print(f"  {name:<{width}}  {'—' if value is None else value}", highlight=False, markup=False)
+        console.print(f"  {name:<{width}}  {'—' if value is None else value}", highlight=False, markup=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from qedge.errors import UnknownRun, nearest
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.randomness import RunKey
 from qedge.job import TrainingJob
-from qedge.storage import storage_errors, write_atomically
+from qedge.storage import storage_errors, sync_folder, write_atomically
 
 Json = dict[str, JsonValue]
 
@@ -44,9 +44,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, home: Path, job: TrainingJob) -> RunFolder:
-        """A new folder with the job and the key in it: `<name>-<time>-<random>`."""
+        """A new folder with the job and the key in it: `<name>-<time>-<random>`; hidden until `settle`, as it is not whole yet."""
         run = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         folder = cls(home, run)
+        folder.path = home / "runs" / f".{run}"
         folder.path.mkdir(mode=0o700)
         key = RunKey.from_seed(job.seed) if job.privacy is None else RunKey(secrets.token_bytes(32))
         write_atomically(folder.path / "secret.key", key.secret)
@@ -64,6 +65,14 @@ class RunFolder:
         if not (folder.path / "job.json").exists():
             raise UnknownRun(f"no run '{run}' under {home / 'runs'}; {nearest(run, run_ids(home)) or 'there are none'}", run=run)
         return folder
+
+    def settle(self) -> RunFolder:
+        """Put a folder that is whole now in its place."""
+        place = self.path.with_name(self.run)
+        with storage_errors(place):
+            self.path.rename(place)
+            sync_folder(place.parent)
+        return RunFolder(place.parent.parent, self.run)
 
     def remove(self) -> None:
         """Delete the folder of a run that was refused before it began."""
@@ -127,5 +136,5 @@ def mapping(value: JsonValue) -> Json:
 
 def run_ids(home: Path) -> list[str]:
     """All runs of a home, oldest first."""
-    folders = [path for path in (home / "runs").glob("*") if (path / "job.json").exists()]
+    folders = [path for path in (home / "runs").glob("[!.]*") if (path / "job.json").exists()]
     return [path.name for path in sorted(folders, key=lambda path: (path / "job.json").stat().st_mtime_ns)]

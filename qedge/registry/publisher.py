@@ -83,7 +83,7 @@ def _finish(client: MlflowClient, run: Run, folder: Outbox, result: ResultRecord
 def pending(settings: Settings) -> list[str]:
     """Runs whose folder holds something that MLflow has not got, oldest first."""
     waiting = []
-    for path in sorted((settings.home / "runs").glob("*/run.json")):
+    for path in sorted((settings.home / "runs").glob("[!.]*/run.json")):
         with contextlib.suppress(UnknownRun):
             folder = Outbox.read(path.parent)
             if not folder.is_whole_in(read_published(path.parent)):

@@ -59,6 +59,7 @@ def prepare(job: TrainingJob, settings: Settings) -> RunFolder:
         folder = RunFolder.create(settings.home, job)
         folder.write("run.json", _description(folder.run, job))
         folder.write("record.json", _record(job, federation, params, chunk, kernel, scope, guarantee))
+        folder = folder.settle()
         hold(folder, job, prints, records)
     except Refused as error:
         if folder is not None:

@@ -46,7 +46,7 @@ from tests.benchmarks.workloads import (
 
 REPEAT = 5
 ROUNDS = 200
-PEER = ROOT / ".venv-flower"
+PEER, PEER_VERSION = ROOT / ".venv-flower", "1.42.0"
 REQUIREMENTS = Path(__file__).with_name("requirements-flower.txt")
 LIMIT_MS = 12.0
 SAME_WITHIN = 1e-5
@@ -74,7 +74,7 @@ def measure(repeat: int) -> list[Figure]:
     return [
         at_most(f"qedge, median round of {ROUNDS}, {WORKERS} workers", LIMIT_MS, ours, "ms"),
         beside("qedge, from the first round's end to the last's, a round", paces, "ms"),
-        beside("Flower 1.42, median round, the same", theirs, "ms"),
+        beside(f"Flower {PEER_VERSION}, median round, the same", theirs, "ms"),
         Figure("Flower's over qedge's, each pair of runs", "> 1", spread(ratios, "times"), statistics.median(ratios) > 1),
         at_most("largest difference between their final weights", SAME_WITHIN, apart, "", 2),
         Figure("norm after 20 rounds with the published cohorts", f"{NORM_AFTER_20_ROUNDS}", f"{published:.6f}", same),
@@ -99,13 +99,14 @@ def cohorts_of(job: TrainingJob) -> np.ndarray:
 
 def peer_python() -> Path:
     """The Python of Flower's own environment, made when it is missing or its list of packages was changed."""
-    stamp = PEER / f".done-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}"
+    stamp = PEER / f".flwr-{PEER_VERSION}-{hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:16]}"
     python = PEER / "bin" / "python"
     if not stamp.exists():
         print(f"installing Flower into {PEER}: some minutes the first time", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(PEER)], check=True)
-        quiet = ["--quiet", "--disable-pip-version-check", "--no-deps"]
-        subprocess.run([python, "-m", "pip", "install", *quiet, "-r", str(REQUIREMENTS)], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*install, "-r", REQUIREMENTS], check=True)
+        subprocess.run([*install, "--no-deps", f"flwr=={PEER_VERSION}"], check=True)
         stamp.touch()
     return python
 

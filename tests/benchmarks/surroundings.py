@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.cluster import start_head, stop_head
 from qedge.config import Settings, load
 from qedge.job import TrainingJob
 
@@ -31,17 +30,6 @@ def scratch() -> Iterator[Path]:
 def settings_of(home: Path, **changes: object) -> Settings:
     """Settings of a home, the user's own environment left out; a Ray it starts has `WORKERS` CPUs."""
     return load(home=home, environ={}, **{"cluster": {"cpus": WORKERS}, **changes})
-
-
-@contextmanager
-def running_head(home: Path, **changes: object) -> Iterator[dict[str, str]]:
-    """A Ray that is up, as `qedge start` starts it; the variables with which drivers of other homes reach it."""
-    settings = settings_of(home, **{"serve": {"port": free_port()}, **changes})
-    record = start_head(settings)
-    try:
-        yield {"RAY_ADDRESS": record.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "keys" / "ray.token")}
-    finally:
-        stop_head(settings)
 
 
 def command(home: Path, *arguments: str) -> list[str]:
