@@ -216,17 +216,28 @@ def log() -> None:
 
 
 @command(log, "verify")
-def log_verify(context: Context) -> Facts:
+@click.option("--file", type=click.Path(path_type=Path), help="A copy of an audit log, verified offline with --key alone.")
+@click.option("--key", metavar="PUBLIC", help="The public key it must be signed with.")
+def log_verify(context: Context, file: Path | None, key: str | None) -> Facts:
     """Check the chain of the log and of the ledger, their signatures, and that neither is older than was seen."""
+    from qedge.audit.log import verify
     from qedge.display import facts
+    from qedge.errors import InvalidConfig
     from qedge.records import Records
+    from qedge.security.keys import public_key, public_text
 
+    if (file is None) != (key is None):
+        raise InvalidConfig("--file and --key go together: a copy is verified with the public key of the home it came from")
+    if file is not None:
+        report = verify(file, public_key(str(key)))
+        values: Facts = {"entries": report.entries, "signed up to": report.signed, "log_head": report.head.hash}
+        facts(context.console, "the copy holds", values)
+        return values
     records = Records.open(context.settings.home)
-    report = records.log.verify()
-    records.ledger.verify()
-    head = records.ledger.head()
-    values: Facts = {"entries": report.entries, "checkpoints": report.checkpoints, "log_head": report.head.hash, "ledger_events": head.seq}
-    values["ledger_head"] = head.hash
+    records.log.checkpoint()
+    report, head = records.log.verify(), records.ledger.head()
+    values = {"entries": report.entries, "checkpoints": report.checkpoints, "log_head": report.head.hash, "ledger_events": head.seq}
+    values |= {"ledger_head": head.hash, "public_key": public_text(records.keys.public)}
     facts(context.console, "log and ledger hold", values)
     return values
 

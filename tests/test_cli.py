@@ -58,7 +58,13 @@ def test_train_prints_what_the_contract_says_and_the_models_it_made_can_be_asked
     assert verified.exit_code == 0
     assert facts["pinned"] == "this home's key"
     _, logged = qedge("log", "verify")
-    assert logged["entries"] > 0
+    copy = Path("copy.log")
+    copy.write_bytes((Path("home") / "audit.log").read_bytes())
+    offline, held = qedge("log", "verify", "--file", "copy.log", "--key", logged["public_key"])
+    assert offline.exit_code == 0
+    assert held["entries"] == held["signed up to"] + 1 == logged["entries"]
+    copy.write_bytes(copy.read_bytes().replace(b"run.prepared", b"run.Prepared"))
+    assert qedge("log", "verify", "--file", "copy.log", "--key", logged["public_key"])[1]["error"]["code"] == "tampered.log"
     _, history = qedge("budget", "history", "wine")
     assert [event["kind"] for event in history["events"]] == ["open", "hold", "take-over", *["commit"] * 4, "close"]
     _, shown = qedge("budget", "show")
