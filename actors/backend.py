@@ -13,7 +13,7 @@ from actors.coordinator import NAMESPACE, CoordinatorActor
 from qedge.config import Settings
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase
-from qedge.federated.run_folder import Json
+from qedge.federated.run_folder import Json, RunFolder
 
 
 class RayBackend:
@@ -51,6 +51,8 @@ class RayBackend:
             try:
                 news = ray.get(coordinator.follow.remote(incarnation, seen))
             except RayActorError as error:
+                if (result := RunFolder.open(self.settings.home, run).read("result.json")) is not None:
+                    return result  # it had ended, and another follower has let it go
                 raise RoundFailed(f"the coordinator of run {run} was lost: {error}; resume the run", run=run) from error
             seen = len(news.events) + (seen if news.incarnation == incarnation else 0)
             incarnation = news.incarnation
@@ -58,7 +60,7 @@ class RayBackend:
                 on_event(event)
             if news.error is not None or news.result is not None:
                 break
-        ray.kill(coordinator)
+        coordinator.collect.remote()
         if news.error is not None:
             raise news.error
         return news.result

@@ -245,15 +245,20 @@ def _free_endpoint(settings: Settings, *, required: bool) -> str | None:
 def _spawn(settings: Settings, folder: Path, *, serve: bool) -> subprocess.Popen[bytes]:
     variables = os.environ | environment.cluster_environment(settings, folder)
     with (settings.home / "cluster.log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "actors.head", settings.model_dump_json(), str(folder), "serve" if serve else "train"],
+        process = subprocess.Popen(
+            [sys.executable, "-m", "actors.head", str(folder), "serve" if serve else "train"],
             env={name: value for name, value in variables.items() if value is not None},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             cwd=folder,
             start_new_session=True,
         )
+    # A head that ended at once does not read; the wait for its address finds that out and says so.
+    if process.stdin is not None:
+        with suppress(BrokenPipeError), process.stdin as given:
+            given.write(settings.model_dump_json().encode())
+    return process
 
 
 def _wait_for_address(process: subprocess.Popen[bytes], settings: Settings, folder: Path) -> str:
@@ -305,6 +310,7 @@ def _init(address: str, timeout_s: float) -> str:
 
 
 def _start_private(settings: Settings) -> Connection:
+    environment.remove_abandoned()
     folder = environment.new_folder()
     before = environment.put_environment(environment.cluster_environment(settings, folder))
     try:

@@ -50,9 +50,11 @@ class CoordinatorActor:
         with self.changed:
             seen = seen if incarnation == self.incarnation else 0
             self.changed.wait_for(lambda: len(self.events) > seen or self._ended(), timeout=FOLLOW_WAIT_S)
-            if self._ended():
-                self.collected.set()
             return Following(self.incarnation, self.events[seen:], self.result, self.error)
+
+    def collect(self) -> None:
+        """Say that the end has been heard: the actor may go."""
+        self.collected.set()
 
     def _ended(self) -> bool:
         return self.result is not None or self.error is not None
@@ -76,7 +78,6 @@ class CoordinatorActor:
         with self.changed:
             self.result, self.error = result, error
             self.changed.notify_all()
-        # A driver that follows ends the actor itself; one that died never will.
+        # Whoever follows says when it has heard the end; a driver that died never will.
         self.collected.wait(ORPHAN_LINGERS_S)
-        if not self.collected.is_set():
-            ray.kill(self.handle)
+        ray.kill(self.handle)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import socket
+import stat
 import tempfile
+import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +26,8 @@ from qedge.storage import storage_errors, write_beside
 
 MARK = "IN_QEDGE_CLUSTER"
 _LONGEST_TEMPORARY_FOLDER = 30
+_PREFIX = "qe-"
+_ABANDONED_AFTER_S = 3600.0
 _TAKEN = {errno.EADDRINUSE, errno.EACCES}
 _REPLICA_PORTS = range(20000, 30000, 100)
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
@@ -30,8 +35,44 @@ _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 def new_folder() -> Path:
     """A new folder (0700) for a cluster's sockets and logs, its path short: a socket's path may not pass 107 bytes."""
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_parent()))
+    (folder / MARK).touch()
+    return folder
+
+
+def remove_abandoned(idle_s: float = _ABANDONED_AFTER_S) -> None:
+    """Remove folders of clusters that nobody could end, such as that of a driver that was killed.
+
+    Only folders that `new_folder` marked as this user's, that no living process is marked with, and where nothing was written
+    for `idle_s`: a cluster that this process cannot see, in another container, writes its state many times in an hour.
+    """
+    idle = [folder for folder in _parent().glob(f"{_PREFIX}*") if _is_own(folder) and time.time() - _last_written(folder) > idle_s]
+    if idle:
+        alive = {_mark_of(process) for process in psutil.process_iter()}
+        for folder in idle:
+            if str(folder) not in alive:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parent() -> Path:
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="qe-", dir=parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp"))  # noqa: S108 - random name, 0700
+    return Path(parent if len(parent) <= _LONGEST_TEMPORARY_FOLDER else "/tmp")  # noqa: S108 - random names, 0700
+
+
+def _is_own(folder: Path) -> bool:
+    try:
+        seen = folder.lstat()
+        return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.geteuid() and (folder / MARK).is_file()
+    except OSError:
+        return False
+
+
+def _last_written(folder: Path) -> float:
+    times = [0.0]
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    return max(times)
 
 
 def token_path(settings: Settings) -> Path:
@@ -103,10 +144,17 @@ def processes_of(folder: Path) -> list[psutil.Process]:
 def is_marked(process: psutil.Process, folder: Path) -> bool:
     """Whether a living process belongs to the cluster in `folder`."""
     try:
-        mark: str | None = process.environ().get(MARK)
-        return mark == str(folder) and process.is_running()
-    except (psutil.Error, OSError):
+        return _mark_of(process) == str(folder) and process.is_running()
+    except psutil.Error:
         return False
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    try:
+        mark: str | None = process.environ().get(MARK)
+    except (psutil.Error, OSError):
+        return None
+    return mark
 
 
 def refuse_taken_port(host: str, port: int) -> None:

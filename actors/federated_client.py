@@ -113,7 +113,11 @@ class RayWorkers:
     def _await_start(self, actors: list[ActorHandle]) -> None:
         """Starting a process is not part of a round: deadlines begin when every actor answers."""
         answers = [actor.ready.remote() for actor in actors]
-        _ready, late = ray.wait(answers, num_returns=len(answers), timeout=START_TIMEOUT_S)
+        ready, late = ray.wait(answers, num_returns=len(answers), timeout=START_TIMEOUT_S)
+        try:
+            ray.get(ready)
+        except RayActorError as error:
+            raise RoundFailed(f"a client actor could not start: {error}") from error
         if late:
             raise RoundFailed(f"{len(late)} of {len(actors)} client actors did not start in {START_TIMEOUT_S:g} s", seconds=START_TIMEOUT_S)
 

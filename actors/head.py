@@ -1,6 +1,7 @@
 """The process behind `qedge start`: it owns a Ray and starts Serve on it, until it is told to stop.
 
-Run as `python -m actors.head SETTINGS FOLDER serve|train`, SETTINGS as JSON, in the environment of `actors.environment`.
+Run as `python -m actors.head FOLDER serve|train` in the environment of `actors.environment`, the settings as JSON on its
+standard input: they may hold a password, and everybody on the machine can read a command line.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from qedge.storage import write_atomically
 
 def main() -> None:
     """Start, say where in FOLDER/address, then wait for the signal to end."""
-    settings, folder = Settings.model_validate_json(sys.argv[1]), Path(sys.argv[2])
+    settings, folder = Settings.model_validate_json(sys.stdin.buffer.read()), Path(sys.argv[1])
     stopping = threading.Event()
     with serve_starting(settings):
         address = start_ray(settings, folder)
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         write_atomically(folder / "address", address.encode())
-        if sys.argv[3] == "serve":
+        if sys.argv[2] == "serve":
             start_serve(settings)
     stopping.wait()
 

@@ -234,6 +234,7 @@ def log_verify(context: Context, file: Path | None, key: str | None) -> Facts:
         facts(context.console, "the copy holds", values)
         return values
     records = Records.open(context.settings.home)
+    records.refuse_older_than_receipts()
     records.log.checkpoint()
     report, head = records.log.verify(), records.ledger.head()
     values = {"entries": report.entries, "checkpoints": report.checkpoints, "log_head": report.head.hash, "ledger_events": head.seq}
@@ -319,24 +320,32 @@ def undeploy(context: Context, model: str) -> Facts:
 @click.argument("model")
 @click.argument("rows", required=False, type=click.Path())
 @click.option("--job", type=click.Path(), help="Send the held-out rows of this job, and count how many labels are right.")
+@click.option("--client", "column", metavar="COLUMN", help="Standardise rows per client of this column, for a model of scale: local.")
 @click.option("--url", default=None, help="Endpoint (default: that of this home).")
-def predict(context: Context, model: str, rows: str | None, job: str | None, url: str | None) -> Facts:
+def predict(context: Context, model: str, rows: str | None, job: str | None, column: str | None, url: str | None) -> Facts:
     """Send the rows of a table (or a job's held-out rows) to a served model over HTTP."""
     from qedge.display import facts, table
     from qedge.errors import InvalidRequest
-    from qedge.prediction import feature_names, held_out_rows, table_rows
+    from qedge.prediction import held_out_rows, table_rows, takes_standardised
     from qedge.sdk import Client
 
     if (rows is None) == (job is None):
         raise InvalidRequest("give either a table of rows or --job JOB")
+    if column is not None and job is not None:
+        raise InvalidRequest("--client goes with a table of rows; the held-out rows of a job are standardised already")
     if url is None:
-        from actors.cluster import serve_url
+        from actors.cluster import head, serve_url
 
-        url = serve_url(context.settings)
+        own = head(context.settings)
+        listens = own.serve_url if own and context.settings.address in (None, own.address) else None
+        url = listens or serve_url(context.settings)
     with Client(url) as client:
         described = client.model(model)
-        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), feature_names(described)), None)
+        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), described, column), None)
         answer = client.infer(model, features)
+    if labels is None and takes_standardised(described):
+        whose = f"each client's own rows ('{column}')" if column else "this table"
+        context.console.print(f"rows were standardised by the mean and standard deviation of {whose} (scale: local)", highlight=False)
     predicted = [label if isinstance(label, str) else int(label) for label in answer.labels]
     values: Facts = {"model": model, "version": answer.version, "receipt": answer.receipt, "rows": len(predicted)}
     if labels is not None:
@@ -363,10 +372,16 @@ def status(context: Context) -> Facts:
     """The cluster, what is served, the runs and the budgets of this home."""
     from actors.cluster import status as cluster_status
     from qedge.display import facts
+    from qedge.federated.run_folder import RunFolder, run_ids
+    from qedge.records import Records
 
+    home = context.settings.home
     values: Facts = dict(cluster_status(context.settings))
-    facts(context.console, f"home {context.settings.home}", values)
-    return values
+    started = run_ids(home)
+    unfinished = [run for run in started if RunFolder(home, run).read("result.json") is None]
+    values |= {"runs": len(started), "unfinished runs": unfinished}
+    facts(context.console, f"home {home}", values)
+    return values | _show_scopes(context, Records.open(home).ledger.scopes() if (home / "ledger.db").exists() else [])
 
 
 @command(main)

@@ -25,7 +25,7 @@ JOB = {
     "algorithm": {
         "kind": "fedavg",
         "local_epochs": 10,
-        "batch_size": None,
+        "batch_size": 16,
         "learning_rate": 0.5,
         "server_momentum": 0.9,
         "server_averaging": 0.9,

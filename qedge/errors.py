@@ -20,6 +20,7 @@ QEdgeError
 │   ├── UnknownModel             no such model, version or alias
 │   ├── InvalidRequest           a tensor of the wrong shape, type or name
 │   │   ├── RequestTooLarge      a body over the limit
+│   │   ├── RequestTimeout       a body that did not arrive in time
 │   │   ├── UnsupportedMediaType a body that is not JSON by its own word
 │   │   ├── UnknownPath          no such endpoint
 │   │   └── MethodNotAllowed     an endpoint that does not take this method
@@ -35,6 +36,7 @@ QEdgeError
     ├── Diverged                 the update is not finite or too large for the grid
     ├── Fenced                   another coordinator has taken the run over
     ├── StorageFull              the disk is full or failing; what was written is whole
+    ├── Overloaded               the endpoint has no room for the request now
     └── RegistryUnavailable      MLflow does not answer; the run is kept and published later
 """
 
@@ -182,6 +184,12 @@ class RequestTooLarge(InvalidRequest):
     code = "request.too-large"
 
 
+class RequestTimeout(InvalidRequest):
+    """A request body that did not arrive in time."""
+
+    code = "request.timeout"
+
+
 class UnsupportedMediaType(InvalidRequest):
     """A request body whose content type is not application/json."""
 
@@ -295,6 +303,12 @@ class StorageFull(Failed):
     """The disk is full or failing; whatever was acknowledged is whole."""
 
     code = "storage.full"
+
+
+class Overloaded(Failed):
+    """The endpoint has no room for the request now; the same request may pass in a moment."""
+
+    code = "serve.overloaded"
 
 
 class RegistryUnavailable(Failed):

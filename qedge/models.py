@@ -111,7 +111,7 @@ def _check_forward(module: nn.Module, features: int, classes: int) -> None:
     other[0] = one[0]
     try:
         module.train()
-        module(one)
+        trained, repeated = module(one), module(one)
         with torch.no_grad():
             module.eval()
             output, again = module(one), module(other)
@@ -125,6 +125,8 @@ def _check_forward(module: nn.Module, features: int, classes: int) -> None:
     shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     if shape != [2, classes]:
         raise LabelMismatch(f"the model's output does not fit the labels: [batch, {classes}] is accepted; two rows gave {shape}")
+    if not torch.equal(trained, repeated):
+        raise ModelError("the model draws at random while it trains (dropout, say): a run could not be repeated or resumed; leave it out")
     if not torch.allclose(output[0], again[0], rtol=1e-4, atol=1e-5, equal_nan=True):
         raise ModelError(f"the model's answer for a row depends on the other rows of the batch, or on chance; {_INSTEAD}")
 

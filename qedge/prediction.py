@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qedge.data import tables
-from qedge.data.federation import load
+from qedge.data.federation import load, standardised
 from qedge.errors import DataError, InvalidRequest
 from qedge.job import TrainingJob
 from qedge.sdk import ModelMetadata
@@ -27,13 +27,31 @@ def feature_names(model: ModelMetadata) -> tuple[str, ...]:
     return tuple(json.loads(str(properties["features"])))
 
 
-def table_rows(path: Path, features: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """The named columns of a table, [rows, features] float32, in the model's order.
+def takes_standardised(model: ModelMetadata) -> bool:
+    """Whether a served model expects its callers to standardise their rows (`scale: local`)."""
+    properties = model.parameters.get("properties")
+    return isinstance(properties, dict) and properties.get("scale") == "local"
+
+
+def table_rows(path: Path, model: ModelMetadata, client: str | None = None) -> npt.NDArray[np.float32]:
+    """The rows of a table as a served model takes them, [rows, features] float32, in the table's order.
+
+    Where callers standardise, by the table's own mean and standard deviation, or those of each client in the column `client`;
+    features that do not vary become 0.
 
     Raises:
-        DataNotFound: the file or a column is not there; InvalidValue: a value that is not a finite number.
+        DataNotFound: the file or a column is not there; InvalidValue: a value that is not a finite number, or no client.
+        InvalidRequest: the model does not name its features, or `client` is given and it takes rows as they are.
     """
-    return tables.features(tables.read(path), features)
+    names, standardise = feature_names(model), takes_standardised(model)
+    if client is not None and not standardise:
+        raise InvalidRequest(f"model '{model.name}' takes rows as they are in the table; leave out --client", given=client)
+    table = tables.read(path, () if client is None else (client,))
+    rows = tables.features(table, names)
+    if not standardise:
+        return rows
+    owner = np.zeros(len(rows), np.int64) if client is None else tables.client_ids(table, client)[0]
+    return standardised(rows, owner)
 
 
 def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | list[int]]:

@@ -118,7 +118,7 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
         before = _endpoint(settings)
         plan = before.model_copy(update=_limits(settings) | {"models": before.models | {model.name: model}})
         _follow(plan, settings)
-        error = _await_plan(plan).failures.get(model.name)
+        error = _await_plan(plan, settings).get(model.name)
         if error is not None:
             _follow(before, settings)
             raise error
@@ -139,7 +139,7 @@ def undeploy(settings: Settings, name: str) -> None:
             raise UnknownModel(f"no model '{name}' is served; {nearest(name, models) if models else 'none is'}", model=name)
         plan = before.model_copy(update={"models": models})
         _follow(plan, settings)
-        _await_plan(plan)
+        _await_plan(plan, settings)
 
 
 def running() -> Plan | None:
@@ -148,7 +148,8 @@ def running() -> Plan | None:
 
     if APPLICATION not in serve.status().applications:
         return None
-    return _state().plan
+    state: State = serve.get_app_handle(APPLICATION).state.remote().result(timeout_s=_ANSWER_TIMEOUT_S)
+    return state.plan
 
 
 def _limits(settings: Settings) -> dict[str, object]:
@@ -188,21 +189,18 @@ def _follow(plan: Plan, settings: Settings) -> None:
     serve.run(build(plan, settings.serve.replicas), name=APPLICATION, logging_config=quiet())
 
 
-def _state() -> State:
+def _await_plan(plan: Plan, settings: Settings) -> dict[str, QEdgeError]:
+    """Wait until every replica follows `plan`; what any of them could not load, by name."""
     from ray import serve
 
-    handle = serve.get_app_handle(APPLICATION)
-    state: State = handle.state.remote().result(timeout_s=_ANSWER_TIMEOUT_S)
-    return state
-
-
-def _await_plan(plan: Plan) -> State:
     deadline = time.monotonic() + _ANSWER_TIMEOUT_S
-    while (state := _state()).plan.generation != plan.generation:
+    while True:
+        states: list[State] = serve.get_app_handle(APPLICATION).broadcast("state").results(timeout_s=_ANSWER_TIMEOUT_S)
+        if len(states) >= settings.serve.replicas and all(state.plan.generation == plan.generation for state in states):
+            return {name: error for state in states for name, error in state.failures.items()}
         if time.monotonic() > deadline:
-            raise Failed(f"the replica did not take up its new plan in {_ANSWER_TIMEOUT_S:g} s")
+            raise Failed(f"the replicas did not take up their new plan in {_ANSWER_TIMEOUT_S:g} s")
         time.sleep(0.05)
-    return state
 
 
 def _await_answer(url: str, model: ModelFolder) -> None:

@@ -32,6 +32,7 @@ GRAPH = "model.onnx"
 RECEIPT = "receipt.json"
 PLATFORM = "onnx_onnxruntime"
 _NOWHERE = f"{os.devnull}/"  # else a graph given as bytes looks for external weights in the working directory
+_ENVELOPE = 1024  # parts that a request may have beside its data: names, outputs, parameters
 _PROVIDERS = ["CPUExecutionProvider"]
 _ORT_ERRORS: tuple[type[Exception], ...] = (
     runtime.EPFail,
@@ -76,7 +77,7 @@ class InferenceRequest(_Part):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
 
     @classmethod
-    def parse(cls, body: bytes) -> InferenceRequest:
+    def parse(cls, body: bytes | bytearray) -> InferenceRequest:
         """A request from JSON.
 
         Raises:
@@ -150,6 +151,29 @@ class ServedModel:
             "parameters": {"receipt": self.receipt, "properties": dict(self.session.get_modelmeta().custom_metadata_map)},
         }
 
+    def check_amount(self, body: bytes | bytearray, max_rows: int) -> None:
+        """Refuse, before it is parsed, a body with more values, lists or objects than any request to this model can have.
+
+        Parsed JSON takes many times its bytes: `[],[],…` 34 times, `0,0,…` 20 times. Counting brackets and commas costs
+        nothing. Models that take text are let be: what stands in a string is no list.
+
+        Raises:
+            InvalidRequest: there are too many.
+        """
+        inputs = self.inputs.values()
+        if any(spec.datatype == "BYTES" for spec in inputs):
+            return
+        lists = sum(spec.most_lists(max_rows, len(body)) for spec in inputs)
+        values = sum(spec.most_values(max_rows, len(body)) for spec in inputs)
+        for what, given, most in (
+            ("lists and objects", body.count(b"[") + body.count(b"{"), lists + _ENVELOPE),
+            ("values", body.count(b",") + 1, values + _ENVELOPE),
+        ):
+            if given > most:
+                raise InvalidRequest(
+                    f"the body holds {given} {what}; {max_rows} rows of this model's have at most {most}", given=given, expected=most
+                )
+
     def infer(self, request: InferenceRequest, max_rows: int) -> dict[str, JsonValue]:
         """The response to a request, as JSON values.
 
@@ -212,8 +236,11 @@ class ServedModel:
 class InferenceServer:
     """The models a replica serves. A model is replaced whole: a request that has begun ends on the version it began with."""
 
-    def __init__(self, *, max_body_bytes: int = 4 * 2**20, max_batch_rows: int = 4096, record: Record = ignore) -> None:
+    def __init__(
+        self, *, max_body_bytes: int = 4 * 2**20, max_batch_rows: int = 4096, read_timeout_s: float = 30.0, record: Record = ignore
+    ) -> None:
         self.max_body_bytes = max_body_bytes
+        self.read_timeout_s = read_timeout_s
         self.max_batch_rows = max_batch_rows
         self.failures: dict[str, QEdgeError] = {}
         self._models: dict[str, ServedModel] = {}
@@ -262,14 +289,15 @@ class InferenceServer:
             )
         return model
 
-    def infer(self, name: str, version: str | None, body: bytes) -> dict[str, JsonValue]:
+    def infer(self, name: str, version: str | None, body: bytes | bytearray) -> dict[str, JsonValue]:
         """The response to the JSON `body` of an infer call.
 
         Raises:
-            UnknownModel, InvalidRequest, Failed: as `find`, `InferenceRequest.parse` and `ServedModel.infer`.
+            UnknownModel, InvalidRequest, Failed: as `find`, `InferenceRequest.parse` and the methods of `ServedModel`.
         """
         began = time.perf_counter()
         model = self.find(name, version)
+        model.check_amount(body, self.max_batch_rows)
         request = InferenceRequest.parse(body)
         response = model.infer(request, self.max_batch_rows)
         tags = {"model": name, "version": model.source.version}

@@ -1,8 +1,7 @@
 """The Open Inference Protocol, version 2, over REST with JSON tensors.
 
-The body is bounded while it is read, so a caller who sends without end, or says nothing of the length, costs at most the
-limit. Small requests are answered on the event loop, where a hop to a thread would cost more than the work; large ones in
-a thread, so that they delay nobody's health check.
+Small requests are answered on the event loop, where a hop to a thread would cost more than the work; large ones in a
+thread, so that they delay nobody's health check, and two at a time, because parsed JSON takes many times its bytes.
 
 Source: https://github.com/kserve/open-inference-protocol, `specification/protocol/inference_rest.md`.
 """
@@ -10,19 +9,18 @@ Source: https://github.com/kserve/open-inference-protocol, `specification/protoc
 from __future__ import annotations
 
 import asyncio
-import re
+from concurrent.futures import ThreadPoolExecutor
 
 from fastapi import FastAPI, Request, Response
 from pydantic import JsonValue
 from pydantic_core import to_json
 
 from qedge import __version__
-from qedge.errors import InvalidRequest, RequestTooLarge, UnsupportedMediaType
 from serve_apps import problems
+from serve_apps.bodies import SMALL_BYTES, Bodies
 from serve_apps.inference import InferenceServer
 
-_INLINE_BYTES = 64 * 1024
-_LENGTH = re.compile(r"[0-9]{1,18}")
+_LARGE_AT_ONCE = 2
 
 
 def build(server: InferenceServer) -> FastAPI:
@@ -30,8 +28,12 @@ def build(server: InferenceServer) -> FastAPI:
     app = FastAPI(title="qedge", version=__version__, openapi_url=None, redirect_slashes=False)
     problems.install(app, server)
     _server_routes(app, server)
+    bodies = Bodies(server.read_timeout_s)
+    # A pool of its own: a caller who hangs up frees a place only when the thread is done, as a semaphore would not see to.
+    pool = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="large-request")
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         _model_routes(app, server, prefix)
+        _infer_route(app, server, prefix, bodies, pool)
     return app
 
 
@@ -60,46 +62,23 @@ def _model_routes(app: FastAPI, server: InferenceServer, prefix: str) -> None:
         source = server.find(*_asked(request)).source
         return _json({"name": source.name, "version": source.version, "ready": True})
 
+
+def _infer_route(app: FastAPI, server: InferenceServer, prefix: str, bodies: Bodies, pool: ThreadPoolExecutor) -> None:
     @app.post(prefix + "/infer")
     async def infer(request: Request) -> Response:
         name, version = _asked(request)
         server.find(name, version)
-        body = await read_body(request, server.max_body_bytes)
-        if len(body) <= _INLINE_BYTES:
-            return _answer(server, name, version, body)
-        return await asyncio.to_thread(_answer, server, name, version, body)
+        async with bodies.read(request, server.max_body_bytes) as body:
+            if len(body) <= SMALL_BYTES:
+                return _answer(server, name, version, body)
+            return await asyncio.get_running_loop().run_in_executor(pool, _answer, server, name, version, body)
 
 
 def _asked(request: Request) -> tuple[str, str | None]:
     return request.path_params["name"], request.path_params.get("version")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body of a JSON request.
-
-    Raises:
-        UnsupportedMediaType: the content type is not application/json.
-        RequestTooLarge: more than `limit` bytes, announced or sent.
-        InvalidRequest: a content length that is no number.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise UnsupportedMediaType(f"the content type is '{kind}'; expected application/json", given=kind, expected="application/json")
-    announced = request.headers.get("content-length", "0")
-    if not _LENGTH.fullmatch(announced):
-        raise InvalidRequest(f"the content length is '{announced}'; expected a number of bytes", given=announced)
-    too_large = RequestTooLarge(f"the body is larger than {limit} bytes; send fewer rows at a time", expected=limit)
-    if int(announced) > limit:
-        raise too_large
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
-
-
-def _answer(server: InferenceServer, name: str, version: str | None, body: bytes) -> Response:
+def _answer(server: InferenceServer, name: str, version: str | None, body: bytearray) -> Response:
     return _json(server.infer(name, version, body))
 
 

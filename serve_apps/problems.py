@@ -20,9 +20,11 @@ from qedge.errors import (
     Failed,
     InvalidRequest,
     MethodNotAllowed,
+    Overloaded,
     QEdgeError,
     Refused,
     RegistryUnavailable,
+    RequestTimeout,
     RequestTooLarge,
     ScopeConflict,
     StorageFull,
@@ -47,6 +49,7 @@ STATUS: Mapping[type[QEdgeError], int] = {
     UnknownScope: 404,
     UnknownPath: 404,
     MethodNotAllowed: 405,
+    RequestTimeout: 408,
     BudgetExceeded: 409,
     ScopeConflict: 409,
     RequestTooLarge: 413,
@@ -54,9 +57,11 @@ STATUS: Mapping[type[QEdgeError], int] = {
     Tampered: 500,
     Failed: 500,
     RegistryUnavailable: 503,
+    Overloaded: 503,
     StorageFull: 507,
 }
 
+_RETRY_AFTER_S = "1"
 _log = logging.getLogger(__name__)
 
 
@@ -79,7 +84,8 @@ def problem(error: QEdgeError) -> Response:
         "code": error.code,
         "error": error.message if status < 500 else title,
     }
-    return Response(to_json(body, fallback=str), status_code=status, media_type=MEDIA_TYPE)
+    headers = {"Retry-After": _RETRY_AFTER_S} if isinstance(error, Overloaded) else None
+    return Response(to_json(body, fallback=str), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def install(app: FastAPI, server: InferenceServer) -> None:
@@ -106,7 +112,7 @@ def install(app: FastAPI, server: InferenceServer) -> None:
         return answered(Failed("internal error"))
 
     def answered(error: QEdgeError) -> Response:
-        if status_of(error) >= 500:
+        if status_of(error) >= 500 and not isinstance(error, Overloaded):  # a flood is counted, and does not flood the log as well
             _log.error("%s: %s", error.code, error.message)
         server.refused(error)
         return problem(error)

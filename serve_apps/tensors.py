@@ -89,6 +89,19 @@ class TensorSpec:
             )
         chosen.update({size: given for given, size in zip(shape, self.shape, strict=True) if isinstance(size, str)})
 
+    def most_lists(self, max_rows: int, body_bytes: int) -> int:
+        """The most lists that nested data can have: `max_rows` rows, or as many as fit in the body at two bytes a number."""
+        inner = [max(size, 1) if isinstance(size, int) else 1 for size in self.shape[1:]]
+        if any(isinstance(size, str) for size in self.shape[1:-1]):
+            return body_bytes
+        rows = min(max_rows, body_bytes // (2 * math.prod(inner)) + 1)
+        return 1 + sum(rows * math.prod(inner[:depth]) for depth in range(len(inner)))
+
+    def most_values(self, max_rows: int, body_bytes: int) -> int:
+        """The most values in `max_rows` rows; where the caller chooses how long a row is, as many as the body has bytes."""
+        inner = [size for size in self.shape[1:] if isinstance(size, int)]
+        return max_rows * math.prod(inner) if len(inner) == len(self.shape) - 1 else body_bytes
+
 
 def read_tensor(spec: TensorSpec, shape: Sequence[int], data: object) -> np.ndarray:
     """The array that JSON `data` stands for; `shape` has been checked against `spec`.

@@ -9,12 +9,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
 from qedge.cli import main
+from qedge.security.keys import Keys
+from serve_apps.inference import InferenceServer, ModelFolder
 from tests.conftest import PRIVATE
+from tests.endpoint import endpoint
+from tests.served_models import FEATURES, answer, graph, write
 
 
 @pytest.fixture
@@ -194,3 +199,41 @@ def test_doctor_names_the_versions_and_what_is_missing(qedge):
 def test_the_command_is_installed_and_help_names_every_command():
     shown = subprocess.run([sys.executable, "-m", "qedge", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(name in shown for name in main.commands)
+
+
+def test_predict_standardises_a_table_where_the_model_wants_it_as_a_whole_or_per_client(qedge, tmp_path):
+    draw = np.random.default_rng(0)
+    owner, values = draw.integers(0, 3, 30), draw.normal(size=(30, FEATURES)) * [1, 5, 0.1, 0] + 1000
+    values = (values + 20 * owner[:, None] * [1, 1, 1, 0]).astype(np.float32)
+    columns = [[f"c{k}" for k in owner], *values.T]
+    lines = [",".join(["who", *(f"f{at}" for at in range(FEATURES))]), *(",".join(map(str, row)) for row in zip(*columns, strict=True))]
+    Path("rows.csv").write_text("\n".join(lines) + "\n")
+    per_client = np.empty_like(values)
+    for k in range(3):
+        per_client[owner == k] = _standard(values[owner == k])
+    keys = Keys.open(tmp_path / "serving")
+    local = graph(seed=1)
+    local.metadata_props.add(key="scale", value="local")
+    served = InferenceServer()
+    models = {"near": local, "raw": graph(seed=1)}
+    served.serve([ModelFolder(name, "1", str(write(tmp_path / name, name, keys, model))) for name, model in models.items()])
+    with endpoint(served) as url:
+        for arguments, rows in ((("near",), _standard(values)), (("near", "--client", "who"), per_client), (("raw",), values)):
+            result, answered = qedge("predict", *arguments[:1], "rows.csv", *arguments[1:], "--url", url)
+            assert result.exit_code == 0, result.output
+            assert answered["labels"] == answer(rows, seed=1)[0].tolist()
+            assert ("standardised" in result.stderr) == (arguments != ("raw",))
+        for arguments, code in (
+            (("raw", "rows.csv", "--client", "who"), "request.invalid"),
+            (("near", "rows.csv", "--client", "whom"), "data.not-found"),
+            (("near", "--job", _job(), "--client", "who"), "request.invalid"),
+        ):
+            result, refused = qedge("predict", *arguments, "--url", url)
+            assert (result.exit_code, refused["error"]["code"]) == (2, code)
+
+
+def _standard(rows: np.ndarray) -> np.ndarray:
+    """Rows by their own mean and standard deviation; a feature that does not vary becomes 0."""
+    wide = rows.astype(np.float64)
+    spread = wide.std(axis=0)
+    return ((wide - wide.mean(axis=0)) / np.where(spread == 0, 1, spread)).astype(np.float32)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qedge.data.federation import Federation, built_in, default_scope, fingerprints, load
+from qedge.data.federation import Federation, built_in, default_scope, fingerprints, load, standardised
 from qedge.errors import DataError, DataNotFound, InvalidValue, LabelMismatch, UnknownKey
 from qedge.job import Data
 
@@ -434,6 +434,15 @@ def test_a_csv_with_semicolons_is_told_so(tmp_path: Path) -> None:
         read(tmp_path / "t.csv")
 
 
+def test_rows_standardised_without_a_job_are_those_of_training_in_their_own_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    owner, values = rng.permutation(np.arange(60) % 4), (rng.normal(size=(60, 2)) * 3 + 1000).astype(np.float32)
+    trained = read(save(tmp_path / "t.npz", {"client": owner, "x": values, "kind": np.arange(60) % 2}), scale="local")
+    ours = standardised(values, owner)
+    for k in range(4):
+        assert (ours[owner == k] == trained.client(k)[0]).all()
+
+
 # built-in data sets
 
 
@@ -514,7 +523,7 @@ def test_a_built_in_has_no_file_of_test_rows(table: Path) -> None:
 def test_rows_and_clients_are_known_again_whatever_the_order_the_scale_and_the_split(tmp_path: Path) -> None:
     path = save(tmp_path / "t.parquet", BASE)
     wanted = prints(read(path))
-    assert len(wanted) == 1 + 3 + 3
+    assert len(wanted) == 1 + 3 + 3 + 1
     order = [5, 3, 0, 7, 1, 6, 2, 4]
     columns = dict(reversed(list(BASE.items())))
     shuffled = save(tmp_path / "other name.csv", {name: [values[place] for place in order] for name, values in columns.items()})
@@ -532,7 +541,7 @@ def test_rows_and_clients_are_known_again_whatever_the_order_the_scale_and_the_s
 
 def test_renamed_clients_are_known_by_their_rows_and_changed_rows_by_their_clients(tmp_path: Path) -> None:
     wanted = prints(read(save(tmp_path / "t.parquet", BASE)))
-    assert len(wanted & prints(read(tmp_path / "t.parquet", drop=["y"]))) == 3
+    assert len(wanted & prints(read(tmp_path / "t.parquet", drop=["y"]))) == 3 + 1
     renamed = BASE | {"client": [f"hospital {client}" for client in BASE["client"]]}
     assert len(wanted & prints(read(save(tmp_path / "renamed.parquet", renamed)))) == 1 + 3
     changed = BASE | {"x": [value + 1 for value in BASE["x"]]}
@@ -551,6 +560,106 @@ def test_other_data_share_no_fingerprint(tmp_path: Path) -> None:
     assert not prints(read(save(tmp_path / "t.parquet", BASE))) & prints(read(path, client="patient"))
 
 
+def _households(rows: int, seed: int) -> dict[str, Any]:
+    """People who live in households, both plain numbers, and two measured columns."""
+    rng = np.random.default_rng(seed)
+    person = rng.integers(0, 8, rows)
+    measured = {"a": rng.normal(size=rows), "c": rng.normal(size=rows)}
+    return {"person": person, "household": person // 2, **measured, "kind": rng.integers(0, 2, rows)}
+
+
+def test_the_same_file_is_known_again_under_another_client_column_and_fewer_features(tmp_path: Path) -> None:
+    for rows in (20, 200):  # too few for any column to be particular, and enough
+        for suffix in (".csv", ".parquet", ".npz"):
+            path = save(tmp_path / f"{rows}{suffix}", _households(rows, 0))
+            one, other = read(path, client="person"), read(path, client="household", drop=["person", "c"])
+            assert prints(one) & prints(other)
+            numbers, texts = read(path, client="person"), read(path, client="person", labels=["0", "1"] if suffix == ".csv" else [0, 1])
+            assert prints(numbers) == prints(texts)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**6), suffix=st.sampled_from([".csv", ".parquet", ".npz"]), data=st.data())
+def test_whatever_columns_two_jobs_take_of_a_table_they_share_a_fingerprint(
+    tmp_path: Path, seed: int, suffix: str, data: st.DataObject
+) -> None:
+    path = save(tmp_path / f"t{suffix}", _households(data.draw(st.integers(12, 120)), seed))
+    both = []
+    for _ in range(2):
+        client = data.draw(st.sampled_from(["person", "household", "kind"]))
+        label = data.draw(st.sampled_from([name for name in ("person", "household", "kind") if name != client]))
+        drop = data.draw(st.lists(st.sampled_from([name for name in ("a", "person", "kind") if name not in (client, label)]), unique=True))
+        both.append(prints(read(path, client=client, label=label, drop=drop)))
+    assert both[0] & both[1]
+
+
+def test_a_table_with_columns_renamed_taken_out_and_new_ids_is_known_by_a_column_that_stayed(tmp_path: Path) -> None:
+    columns = _households(200, 0)
+    wanted = prints(read(save(tmp_path / "t.csv", columns), client="person"))
+    order = np.random.default_rng(1).permutation(200)
+    copy = {"who": [f"p{person}" for person in columns["household"][order]], "z": columns["c"][order], "kind": columns["kind"][order]}
+    assert len(wanted & prints(read(save(tmp_path / "copy.npz", copy), client="who"))) == 1
+    moved = copy | {"z": copy["z"] + 1}
+    assert not wanted & prints(read(save(tmp_path / "moved.npz", moved), client="who"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(60, 300),
+    clients=st.integers(2, 80),
+    name=st.sampled_from(["{}", "phone-{}", "site {:06d}", "{:012d}"]),
+    seed=st.integers(0, 10**6),
+)
+def test_unrelated_tables_with_counted_ids_flags_ticks_and_row_numbers_share_no_fingerprint(
+    tmp_path: Path, rows: int, clients: int, name: str, seed: int
+) -> None:
+    """Only the measured column tells them apart; 64-bit floats drawn from two seeds never agree."""
+    found = []
+    for which, client in enumerate(("patient", "device")):
+        ids = [name.format(row % clients) for row in range(rows)]
+        counted = {client: ids, "row": np.arange(rows), "tick": (np.arange(rows) * 0.1).astype(np.float32), "one": np.ones(rows)}
+        counted |= {"turn": np.arange(rows) // clients, "code": [f"R{row:04d}" for row in range(rows)], "kind": np.arange(rows) % 2}
+        counted |= {"day": np.datetime64("2024-01-01") + 3 * np.arange(rows) ** 2 % 1000}
+        measured = np.random.default_rng([seed, which]).normal(size=rows)
+        path = save(tmp_path / f"{client}.parquet", counted | {f"x{which}": measured})
+        found.append(prints(read(path, client=client, drop=["code", "day"])))
+    assert not found[0] & found[1]
+
+
+@pytest.mark.parametrize(
+    ("ids", "known"),
+    [
+        ([1, 2], 0),
+        ([4711, 815], 0),
+        (["phone-11", "phone-12"], 0),
+        (["000000000007", "000000000008"], 0),
+        (["Hamburg", "Bremen"], 0),
+        ([491511234567, 331212345678], 2),
+        (["0f8fad5b-d9cb-469f-a165-70867728950e", "7c9e6679-7425-40de-944b-e07fc1f90ae7"], 2),
+        (["first.person@example.org", "x"], 1),
+    ],
+)
+def test_a_particular_id_is_known_in_a_column_of_any_name_and_a_counted_one_is_not(tmp_path: Path, ids: list[Any], known: int) -> None:
+    one = save(tmp_path / "one.csv", {"phone": ids, "x": [1, 2], "kind": [0, 1]})
+    other = save(tmp_path / "other.csv", {"caller": ids, "y": [5, 6], "kind": [1, 0]})
+    assert len(prints(read(one, client="phone")) & prints(read(other, client="caller"))) == known
+
+
+def test_a_column_left_out_may_hold_what_no_feature_may(tmp_path: Path) -> None:
+    columns = BASE | {
+        "gaps": pa.array([1.0, None, float("nan"), float("inf"), 1e300, -0.0, 0.0, 2.0]),
+        "note": pa.array(["a", None] * 4),
+        "bytes": [b"\xff"] * 8,
+        "nothing": pa.nulls(8),
+        "list": [[1]] * 8,
+        "when": pa.array([0] * 8).cast(pa.timestamp("s")),
+        "price": pa.array([1] * 8, pa.int8()).cast(pa.decimal128(5, 2)),
+        "group": pa.array(["g"] * 8).dictionary_encode(),
+    }
+    left_out = ["gaps", "note", "bytes", "nothing", "list", "when", "price", "group"]
+    assert len(prints(read(save(tmp_path / "t.parquet", columns), drop=left_out))) == 1 + 3 + 3 + 1
+
+
 def test_a_built_in_is_known_again_under_another_partition_and_its_empty_clients_leave_no_print() -> None:
     one, other = (load(Data(source="wine", partition={"clients": clients}, test=0.2), clients) for clients in (7, 300))
     assert len(prints(one)) == 1 + 7
@@ -558,12 +667,14 @@ def test_a_built_in_is_known_again_under_another_partition_and_its_empty_clients
     assert len(prints(one) & prints(other)) >= 1
 
 
-def test_fingerprints_are_keyed_and_the_messages_of_each_kind_have_their_own_domain(table: Path) -> None:
-    federation = read(table)
+def test_fingerprints_are_keyed_and_the_messages_of_each_kind_have_their_own_domain(tmp_path: Path) -> None:
+    rows = 60
+    columns = {"client": [hashlib.sha256(bytes([row])).hexdigest() for row in range(rows)], "x": np.arange(rows) ** 0.5}
+    federation = read(save(tmp_path / "t.parquet", columns | {"kind": np.arange(rows) % 2}))
     keys = [fingerprints(federation, lambda message, key=key: hmac.digest(key, message, "sha256")) for key in (b"one", b"two")]
     assert not keys[0] & keys[1]
     domains = {message.split(b"\0")[0] for message in federation.identity}
-    assert len(domains) == 3
+    assert len(domains) == 6
     assert not any(one != other and other.startswith(one) for one, other in itertools.product(domains, domains))
 
 
@@ -577,6 +688,7 @@ def test_rows_without_an_identity_cannot_pass_as_unknown_to_the_ledger(table: Pa
 @pytest.mark.slow
 def test_a_million_rows_of_sixty_features_are_fingerprinted_in_seconds() -> None:
     from qedge.data.fingerprint import rows_messages
+    from qedge.data.table_fingerprint import table_messages
 
     rng = np.random.default_rng(0)
     features = rng.random((1_000_000, 60), np.float32)
@@ -585,6 +697,10 @@ def test_a_million_rows_of_sixty_features_are_fingerprinted_in_seconds() -> None
     messages = rows_messages(features, rng.integers(0, 5, 1_000_000), offsets, [f"f{place}" for place in range(60)], range(5))
     assert time.perf_counter() - start < 15
     assert len(set(messages)) == 1001
+    table = pa.table({f"f{place}": np.ascontiguousarray(features[:, place]) for place in range(60)})
+    start = time.perf_counter()
+    assert len(set(table_messages(table))) == 1 + 60
+    assert time.perf_counter() - start < 30
 
 
 # scope

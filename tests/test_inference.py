@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,39 @@ def test_inputs_of_different_batch_sizes_are_refused() -> None:
     TensorSpec("a", "FP32", ("batch", 2)).check([3, 2], chosen)
     with pytest.raises(InvalidRequest, match="agree"):
         TensorSpec("b", "FP32", ("batch", 2)).check([4, 2], chosen)
+
+
+@pytest.mark.parametrize("filler", [b"[]", b"{}", b"[[]]", b'{"a":[]}', b"0", b"1.5", b"null", b'"a"'])
+@pytest.mark.parametrize("place", [b'{"inputs": [{"data": [%s]}]}', b'{"parameters": {"a": [%s]}}'])
+def test_a_body_of_far_too_much_is_refused_before_it_takes_memory(model: ServedModel, filler: bytes, place: bytes) -> None:
+    """Parsed, it would take up to thirty times its bytes."""
+    body = place % b",".join([filler] * 200_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match=r"the body holds [0-9]{6} (lists and objects|values)"):
+            model.check_amount(body, max_rows=4096)
+        assert tracemalloc.get_traced_memory()[1] < 10_000
+    finally:
+        tracemalloc.stop()
+
+
+@given(shape=st.lists(st.integers(1, 6), min_size=1, max_size=4), named=st.integers(0, 4), data=st.data())
+def test_no_nested_tensor_that_fits_has_more_lists_or_values_than_are_allowed(shape: list[int], named: int, data: st.DataObject) -> None:
+    spec = TensorSpec("x", "FP32", tuple(f"d{at}" if at == 0 or at == named else size for at, size in enumerate(shape)))
+    max_rows = data.draw(st.integers(shape[0], 10))
+    body = json.dumps(np.zeros(shape, dtype=int).tolist(), separators=(",", ":"))
+    assert body.count("[") <= spec.most_lists(max_rows, len(body))
+    assert body.count(",") + 1 <= spec.most_values(max_rows, len(body))
+
+
+def test_text_may_hold_any_number_of_brackets(keys: Keys, tmp_path: Path) -> None:
+    node = helper.make_node("Identity", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]) for name in "xy")
+    made = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    server = InferenceServer()
+    server.serve([ModelFolder(NAME, "1", str(write(tmp_path / "text", NAME, keys, made)))])
+    tensor = {"name": "x", "shape": [1], "datatype": "BYTES", "data": ["[" * 5000]}
+    assert server.infer(NAME, "1", json.dumps({"inputs": [tensor]}).encode())["outputs"][0]["data"] == ["[" * 5000]  # type: ignore[index, call-overload]
 
 
 class TestLoading:

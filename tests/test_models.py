@@ -22,7 +22,10 @@ OWN = """
     from torch import nn
 
     def good(features, classes, width=4):
-        return nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.Dropout(0.5), nn.Linear(width, classes))
+        return nn.Sequential(nn.Linear(features, width), nn.LayerNorm(width), nn.Linear(width, classes))
+
+    def dropout(features, classes):
+        return nn.Sequential(nn.Linear(features, 8), nn.Dropout(0.5), nn.Linear(8, classes))
 
     def lazy(features, classes):
         return nn.Sequential(nn.LazyLinear(5), nn.Tanh(), nn.LazyLinear(classes))
@@ -256,6 +259,7 @@ def test_options_reach_the_users_function(own: str) -> None:
         ("own_broken:f", ModelError, "ZeroDivisionError"),
         ("own_attribute:f", ModelError, "AttributeError"),
         ("own_models:raises", ModelError, "no such thing"),
+        ("own_models:dropout", ModelError, "dropout"),
         ("own_models:no_module", ModelError, "returned a list"),
         ("own_models:wrong_input", ModelError, "two rows"),
         ("own_models:too_wide", LabelMismatch, r"\[2, 4\]"),
@@ -264,7 +268,7 @@ def test_options_reach_the_users_function(own: str) -> None:
         ("own_models:instance_norm", ModelError, "GroupNorm or LayerNorm"),
         ("own_models:Counts", ModelError, "'seen'"),
         ("own_models:Mixes", ModelError, "other rows"),
-        ("own_models:Random", ModelError, "chance"),
+        ("own_models:Random", ModelError, "random"),
         ("own_models:no_parameters", ModelError, "nothing to train"),
         ("own_models:frozen", ModelError, "'bias' is frozen"),
         ("own_models:Double", ModelError, "float64; accepted: torch.float32"),

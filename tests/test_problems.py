@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,11 +14,12 @@ import httpx
 import pytest
 
 import qedge.errors
-from qedge.errors import BudgetExceeded, Failed, InvalidRequest, QEdgeError, ReceiptTampered, UnknownModel
+from qedge.errors import BudgetExceeded, Failed, InvalidRequest, Overloaded, QEdgeError, ReceiptTampered, UnknownModel
 from qedge.security.keys import Keys
+from serve_apps.bodies import SMALL_BYTES
 from serve_apps.inference import InferenceServer, ModelFolder
 from serve_apps.problems import MEDIA_TYPE, STATUS, problem, status_of
-from tests.endpoint import endpoint
+from tests.endpoint import endpoint, eventually
 from tests.served_models import FEATURES, graph, write
 
 LIMIT = 4096
@@ -171,6 +174,61 @@ def test_an_announced_body_over_the_limit_is_refused_before_it_is_sent(url: str)
         head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {10**12}\r\n\r\n"
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_request_that_found_no_room_is_told_when_to_try_again() -> None:
+    response = problem(Overloaded("full"))
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[str]:
+    """An endpoint that takes bodies up to twice the size that counts, and gives a caller two seconds to send one."""
+    server = InferenceServer(max_body_bytes=2 * SMALL_BYTES, read_timeout_s=2)
+    folder = write(tmp_path / "model", "mail", Keys.open(tmp_path), graph(seed=1))
+    server.serve([ModelFolder("mail", "3", str(folder))])
+    with endpoint(server) as at, httpx.Client(transport=httpx.HTTPTransport(retries=5)) as client:
+        assert client.get(at + "/v2/health/live").status_code == 200
+        yield at
+
+
+def _begin(at: str, announced: int, sent: int) -> socket.socket:
+    """A connection with a request under way: `sent` bytes of the `announced` ones."""
+    url = urlsplit(at)
+    connection = socket.create_connection((url.hostname, url.port), timeout=30)
+    head = f"POST {INFER} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {announced}\r\n\r\n"
+    connection.sendall(head.encode() + b" " * sent)
+    return connection
+
+
+@pytest.mark.parametrize("sent", [0, 1, SMALL_BYTES + 1])
+def test_a_body_that_does_not_come_is_given_up(roomy: str, sent: int) -> None:
+    with _begin(roomy, 2 * SMALL_BYTES, sent) as connection:
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, json.load(answer)["code"]) == (408, "request.timeout")
+
+
+def test_bodies_under_way_share_a_budget_that_small_ones_need_not_and_that_comes_back(roomy: str) -> None:
+    """Callers stop a byte short of the largest body. The ninth finds no room, until the others have run out of time."""
+    large = GOOD.ljust(2 * SMALL_BYTES)
+    with httpx.Client(base_url=roomy, trust_env=False) as client, ExitStack() as open_ones:
+        under_way = [open_ones.enter_context(_begin(roomy, len(large), len(large) - 1)) for _ in range(8)]
+        assert eventually(lambda: client.post(INFER, content=large, headers=JSON).status_code == 503, within_s=1.5)
+        refusal = client.post(INFER, content=large, headers=JSON)
+        assert (refusal.status_code, refusal.json()["code"], refusal.headers["retry-after"]) == (503, Overloaded.code, "1")
+        assert client.post(INFER, content=GOOD, headers=JSON).status_code == 200
+        assert [one.recv(12) for one in under_way] == [b"HTTP/1.1 408"] * 8
+        assert client.post(INFER, content=large, headers=JSON).status_code == 200
+
+
+def test_what_is_refused_or_hung_up_leaves_nothing_on_the_budget(roomy: str) -> None:
+    large = b"{".ljust(2 * SMALL_BYTES)
+    with httpx.Client(base_url=roomy, trust_env=False) as client:
+        for _ in range(20):
+            _begin(roomy, len(large), len(large) - 1).close()
+            assert client.post(INFER, content=large, headers=JSON).status_code in (400, 503)
+        assert eventually(lambda: client.post(INFER, content=GOOD.ljust(len(large)), headers=JSON).status_code == 200, within_s=5)
 
 
 def test_a_model_that_does_not_hold_makes_the_server_not_ready(tmp_path: Path) -> None:

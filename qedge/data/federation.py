@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from qedge.data import built_in, fingerprint, tables
+from qedge.data import built_in, fingerprint, table_fingerprint, tables
 from qedge.errors import DataError, DataNotFound, InvalidValue, UnknownKey, nearest
 from qedge.job import BUILT_IN, Data, Partition
 
@@ -102,8 +102,9 @@ def default_scope(data: Data) -> str:
 def fingerprints(federation: Federation, mac: Callable[[bytes], bytes]) -> frozenset[str]:
     """Hex MACs by which a ledger sees that two jobs touch the same data, whatever the order, scaling or split.
 
-    One of all rows, one of each client's rows, and for a table one of each client's id in its column. `mac` is keyed: without
-    the key they tell nothing, not even about rows one can guess.
+    One of all rows, one of each client's rows, and for a table one of each client's id in its column, and those that do not
+    depend on the columns a job takes: of the whole content, of particular columns and of particular ids. `mac` is keyed:
+    without the key they tell nothing, not even about rows one can guess.
 
     Raises:
         DataError: a federation that was not made by `load`, so that overlap could not be seen.
@@ -143,6 +144,7 @@ def _load_table(data: Data, seed: int) -> Federation:
     schema = Schema(names, vocabulary, data.scale, *_affine(ranges), labels_declared=declared is not None)
     raw = _Raw(tables.features(table, names), places, owner, clients).grouped()
     messages = _rows_messages(raw, schema) + fingerprint.id_messages(client, clients)
+    messages += table_fingerprint.table_messages(table) + table_fingerprint.particular_id_messages(clients)
     return _federation(data, schema, raw, messages, seed)
 
 
@@ -255,6 +257,21 @@ def _scaled(raw: _Raw, center: Floats, spread: Floats, scale: str) -> Rows:
     if not np.isfinite(features).all():
         raise InvalidValue("scaling left the range of float32; the columns or data.ranges differ by more than 1e38")
     return Rows(features, raw.labels, raw.offsets)
+
+
+def standardised(features: Floats, owner: Indices) -> Floats:
+    """Rows as `scale: local` makes them: each by the mean and standard deviation of all given rows of its client.
+
+    `features`: [rows, F] unscaled; `owner`: [rows], 0 to clients - 1, each of which has a row. The order of rows is kept.
+
+    Raises:
+        InvalidValue: the result leaves the range of float32.
+    """
+    order = np.argsort(owner, kind="stable")
+    grouped = _Raw(features[order], np.zeros_like(owner), owner[order], ("",) * (int(owner.max()) + 1))
+    result = np.empty_like(features)
+    result[order] = _scaled(grouped, *_standard(grouped), "local").features
+    return result
 
 
 def _standard(raw: _Raw) -> tuple[Floats, Floats]:

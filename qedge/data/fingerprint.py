@@ -2,7 +2,8 @@
 
 Three kinds of message, each with its own domain, each to be keyed before it leaves the process (unkeyed, a digest of few
 possible rows can be guessed): all rows; the rows of one client; the id of one client in its column. Renamed clients are
-known by their rows, changed rows by their clients' ids. What passes unseen is data changed in both ways.
+known by their rows, changed rows by their clients' ids. All three depend on the columns that a job selects, so a table has
+further ones that do not (`qedge.data.table_fingerprint`).
 
 Row bytes: features ordered by name, float32 little-endian with one zero, then 8 bytes of BLAKE2b of the label as text.
 """
@@ -31,7 +32,7 @@ def rows_messages(
 
     `features`: [rows, F] unscaled; `labels`: [rows] places in `vocabulary`; `offsets`: [clients + 1]; `names`: [F].
     """
-    head = hashlib.blake2b(b"\0".join(_counted(name) for name in sorted(names)), digest_size=32).digest()
+    head = hashlib.blake2b(b"\0".join(counted(name) for name in sorted(names)), digest_size=32).digest()
     rows = _Rows(features, labels, names, vocabulary)
     key = np.concatenate([rows.sort_key(block) for block in _blocks(np.arange(len(labels)))] or [np.empty(0, np.uint64)])
     messages = [_ALL_ROWS + head + rows.digest(np.argsort(key))]
@@ -45,7 +46,7 @@ def rows_messages(
 
 def id_messages(column: str, clients: Sequence[str]) -> tuple[bytes, ...]:
     """One message for each client's id in its column."""
-    return tuple(_CLIENT_ID + _counted(column) + _counted(client) for client in clients)
+    return tuple(_CLIENT_ID + counted(column) + counted(client) for client in clients)
 
 
 class _Rows:
@@ -82,6 +83,7 @@ def _blocks(rows: Indices) -> Iterator[Indices]:
     return (rows[start : start + 4096] for start in range(0, len(rows), 4096))
 
 
-def _counted(text: str) -> bytes:
+def counted(text: str) -> bytes:
+    """Text as bytes after their number, so that no two sequences of texts have the same bytes."""
     encoded = text.encode()
     return len(encoded).to_bytes(8, "little") + encoded

@@ -206,10 +206,12 @@ def features(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.float32]:
     matrix = np.empty((table.num_rows, len(names)), np.float32)
     for place, name in enumerate(names):
         values = column(table, name, "feature")
+        if not is_numeric(values.type):
+            raise InvalidValue(f"column '{name}' must hold numbers; it holds {values.type}", column=name)
         if values.null_count:
             raise InvalidValue(f"column '{name}' has missing values; fill them, leave those rows out, or list it in data.drop", column=name)
         with np.errstate(over="ignore"):  # beyond float32 becomes infinite and is refused just below
-            matrix[:, place] = _numbers(values, name)
+            matrix[:, place] = numbers(values)
         if not np.isfinite(matrix[:, place]).all():
             raise InvalidValue(f"column '{name}' has NaN or infinite values (as float32); mend it or list it in data.drop", column=name)
     return matrix
@@ -222,7 +224,7 @@ def feature_names(table: pa.Table, leave_out: Collection[str]) -> tuple[str, ...
         DataError: a column that is not numeric and not left out, or no column at all.
     """
     kinds = {field.name: field.type for field in table.schema if field.name not in leave_out}
-    wrong = [name for name, kind in kinds.items() if not _is_numeric(kind)]
+    wrong = [name for name, kind in kinds.items() if not is_numeric(kind)]
     if wrong:
         quoted = ", ".join(f"'{name}'" for name in wrong)
         raise DataError(f"not numeric, so not features: {quoted}; make them numbers or list them in data.drop", columns=wrong)
@@ -231,13 +233,13 @@ def feature_names(table: pa.Table, leave_out: Collection[str]) -> tuple[str, ...
     return tuple(kinds)
 
 
-def _is_numeric(kind: pa.DataType) -> bool:
+def is_numeric(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be a feature."""
     return any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal))
 
 
-def _numbers(values: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
-    if not _is_numeric(values.type):
-        raise InvalidValue(f"column '{name}' must hold numbers; it holds {values.type}", column=name)
+def numbers(values: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """A numeric column as float64 [rows], NaN where a value is missing."""
     if not pa.types.is_floating(values.type):
         values = pc.cast(values, pa.float64(), safe=False)
-    return np.asarray(values.to_numpy())
+    return np.asarray(values.to_numpy(), np.float64)

@@ -53,7 +53,7 @@ class FederatedClient:
         self.train = train
         self.test = test
         self.module = build(spec.model, spec.features, spec.classes, spec.seed)
-        self.kernel = build_kernel(spec.kernel, self.module, spec.algorithm)
+        self.kernel = build_kernel(spec.kernel, self.module, spec.algorithm, private=spec.grid is not None)
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray]) -> PartialSum:
         """Train every client of every chunk from `weights`, [params] float32, and sum their integers.

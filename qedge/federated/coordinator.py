@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from qedge.data.federation import Rows
+from qedge.data.federation import Rows, fingerprints
 from qedge.data.federation import load as load_data
-from qedge.errors import CheckpointTampered, Diverged
+from qedge.errors import CheckpointTampered, Diverged, RolledBack
 from qedge.federated import fedavg
 from qedge.federated.checkpoint import read_checkpoint, write_checkpoint
 from qedge.federated.client import ClientSpec
@@ -27,7 +27,7 @@ from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.fedavg import ServerState
 from qedge.federated.guarantee import EVALUATION_ROWS, charged_evaluation
 from qedge.federated.kernels import single_thread
-from qedge.federated.run_folder import RunFolder, recorded_guarantee, terms_digest
+from qedge.federated.run_folder import RunFolder, data_digest, recorded_guarantee, terms_digest
 from qedge.federated.selection import draw_cohort, expected_cohort
 from qedge.federated.workers import Workers, make_chunks
 from qedge.federated.write_ahead import Release, WriteAhead
@@ -79,7 +79,7 @@ class Coordinator:
         self.workers = make_workers(spec, self.federation.train, own_test)
         self.noise_table = DiscreteGaussian(self.guarantee.variance) if self.guarantee else None
         self.scope = str(record["scope"]) if record.get("scope") else None
-        self.epoch = self._take_over()
+        self.epoch = self._take_over(str(record.get("data")))
         # The whole plan is held: what its rounds commit does not change what is left beyond it.
         self.left = records.ledger.scope(self.scope).left if self.scope else None
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
@@ -102,8 +102,8 @@ class Coordinator:
             self._tell(state, measured)
             self.seconds.append(time.perf_counter() - begun)
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or state.round == self.job.rounds:
-                self._checkpoint(state)
                 self.records.ledger.repeat_in_log()  # what the ledger has on disk already; no round need wait for it
+                self._checkpoint(state)
                 saved = time.monotonic()
         return state
 
@@ -132,15 +132,25 @@ class Coordinator:
         """Median seconds of the rounds this coordinator ran; 0 when it ran none."""
         return statistics.median(self.seconds) if self.seconds else 0.0
 
-    def _take_over(self) -> int:
-        if self.guarantee is None:
+    def _take_over(self, data: str) -> int:
+        """The epoch in which this coordinator may commit; 0 for a run without privacy.
+
+        Whether a run is private is the ledger's to say, not its folder's: a run that holds a plan goes on under the terms it holds, on the
+        data it was prepared on, and one that holds none must be on record as a run without privacy on these data.
+        """
+        run, ledger = self.folder.run, self.records.ledger
+        prints = fingerprints(self.federation, lambda message: self.records.keys.mac("fingerprint", message))
+        if data != data_digest(self.federation, self.records.keys):
+            raise CheckpointTampered(f"run {run}: the data are no longer those it was prepared on; start a new run", run=run)
+        plan = ledger.plan(run)
+        if plan is None:
+            ledger.refuse_without_privacy(prints)
+            if self.guarantee is not None or self.job.privacy is not None or run not in ledger.runs_without_privacy(prints):
+                raise CheckpointTampered(f"run {run}: the ledger knows nothing of it on these data; start a new run", run=run)
             return 0
-        plan = self.records.ledger.plan(self.folder.run)
-        if plan is None or f"terms={terms_digest(self.folder)}" not in plan.participation:
-            raise CheckpointTampered(
-                f"run {self.folder.run}: its job or record is not the one that the ledger holds a plan for", run=self.folder.run
-            )
-        return self.records.ledger.take_over(self.folder.run)
+        if self.guarantee is None or f"terms={terms_digest(self.folder)}" not in plan.participation:
+            raise CheckpointTampered(f"run {run}: its job, record or key is not the one that the ledger holds a plan for", run=run)
+        return ledger.take_over(run)
 
     def _restore(self) -> ServerState:
         """The state after the last round that counts: the checkpoint, and the releases written since."""
@@ -149,6 +159,11 @@ class Coordinator:
         if self.guarantee is None:
             return state
         committed = self.records.ledger.releases(self.folder.run)
+        if uncharged := set(range(1, state.round + 1)) - committed.keys():
+            raise RolledBack(
+                f"run {self.folder.run}: round {min(uncharged)} was released and the ledger does not know it: an old ledger was put back",
+                run=self.folder.run,
+            )
         releases = self.ahead.read(committed)
         while state.round < self.job.rounds and (release := releases.get(state.round + 1)):
             self.records.ledger.commit(self.folder.run, release.round, release.digest, self.epoch)
@@ -163,7 +178,8 @@ class Coordinator:
     def _round(self, state: ServerState) -> tuple[ServerState, Measured]:
         number = state.round + 1
         cohort = draw_cohort(self.job.cohort, len(self.federation.clients), self.key, number)
-        chunks = make_chunks(cohort, self.rows, self.chunk)
+        # Under privacy who shares a chunk must not depend on anybody's rows.
+        chunks = make_chunks(cohort, None if self.guarantee else self.rows, self.chunk)
         partial = self.workers.partial_sum(number, state.weights, chunks, self.job.cohort.deadline_s)
         if self.noise_table is None:
             after = self._apply(state, partial.total, weight=partial.weight)
@@ -173,9 +189,11 @@ class Coordinator:
         # While the disk takes the record and the ledger its digest, the next model is computed here; it leaves this process only
         # when both are done.
         charged = self.scribe.submit(self._charge, release)
-        after = self._apply(state, release.total)
-        measured = self.evaluate_public(after)
-        charged.result()
+        try:
+            after = self._apply(state, release.total)
+            measured = self.evaluate_public(after)
+        finally:
+            charged.result()  # whatever became of the sum, nobody hears of it before it is charged
         return after, measured
 
     def _charge(self, release: Release) -> None:
@@ -220,6 +238,8 @@ class Coordinator:
             return float((outputs.argmax(1) == labels).double().mean()), float(functional.cross_entropy(outputs, labels))
 
     def _checkpoint(self, state: ServerState) -> None:
+        if self.guarantee is not None:
+            self.records.ledger.refuse_superseded(self.folder.run, self.epoch)
         write_checkpoint(self.folder.checkpoint, state, self.folder.run, self._checkpoint_mac)
         self.ahead.forget()
 

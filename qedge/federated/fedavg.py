@@ -46,7 +46,8 @@ def server_update(state: ServerState, mean_update: np.ndarray, algorithm: Algori
     β is the server's momentum, η its learning rate, γ its averaging, at most (1 + t)/(10 + t) in round t so that the start is forgotten.
     """
     momentum = algorithm.server_momentum * state.momentum + mean_update
-    weights = (state.weights + algorithm.server_learning_rate * momentum).astype(np.float32)
+    with np.errstate(over="ignore"):  # whoever calls checks that the weights are finite
+        weights = (state.weights + algorithm.server_learning_rate * momentum).astype(np.float32)
     kept = min(algorithm.server_averaging, (1 + state.round) / (10 + state.round))
     average = kept * state.average + (1 - kept) * weights
     return ServerState(state.round + 1, weights, momentum, average)

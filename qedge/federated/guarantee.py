@@ -48,8 +48,9 @@ class Guarantee:
 
     @property
     def total_variation(self) -> float:
-        """How far the sampled noise of the whole run may be from the exact distribution (see `_refuse_if_inexact`)."""
-        return DiscreteGaussian(self.variance).total_variation * self.grid.params * self.rounds
+        """How far the sampled noise of the whole run may be from the exact distribution (see `is_exact_at`)."""
+        whole = DiscreteGaussian(self.variance).total_variation * self.grid.params * self.rounds
+        return whole + (DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
 
     def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
         """What so many rounds spend, with the evaluation or without."""
@@ -62,11 +63,26 @@ class Guarantee:
             return 0.0
         return epsilon_of(self.cost(rounds, evaluated=evaluated).at(self.order), self.order, self.delta)
 
-    def roster_epsilon(self) -> float:
-        """Against whoever knows who took part in every round: the same noise with no amplification by sampling."""
+    def roster_epsilon(self) -> float | None:
+        """Against whoever knows who took part in every round: the same noise with no amplification by sampling.
+
+        None where the noise is not sampled exactly enough to prove so large an epsilon.
+        """
         unsampled = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0) * self.rounds
         whole = unsampled + self.evaluation if self.evaluation else unsampled
-        return best_order(whole, self.delta)[1]
+        bound = best_order(whole, self.delta)[1] * 1.001 + 0.01
+        try:  # what inexact sampling takes of delta at `bound` is more than it takes below
+            epsilon = best_order(whole, exact_delta(self.delta, bound, self.total_variation))[1]
+        except InvalidPrivacy:
+            return None
+        return epsilon if epsilon <= bound else None
+
+    def is_exact_at(self, epsilon: float) -> bool:
+        """Whether sampling that is off by a total variation τ, which costs (1 + e^ε)τ of delta, costs too little to be counted."""
+        try:
+            return exact_delta(self.delta, epsilon, self.total_variation) >= (1 - _UNCOUNTED) * self.delta
+        except InvalidPrivacy:
+            return False
 
     def epsilon_at(self, delta: float) -> float:
         """Of the whole run at another delta, at its best order (the plan was fixed before it ran)."""
@@ -119,14 +135,9 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
     guarantee = Guarantee(
         grid, sensitivity_squared, fit.variance, rate, job.rounds, fit.order, privacy.delta, fit.cost_round, evaluation, variance
     )
-    _refuse_if_inexact(guarantee, privacy.epsilon)
+    if not guarantee.is_exact_at(privacy.epsilon):
+        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
     return guarantee
-
-
-def _refuse_if_inexact(guarantee: Guarantee, epsilon: float) -> None:
-    """Sampling that is off by a total variation τ costs (1 + e^ε)τ of delta: too little to be counted, or refused."""
-    if exact_delta(guarantee.delta, epsilon, guarantee.total_variation) < (1 - _UNCOUNTED) * guarantee.delta:
-        raise InvalidPrivacy(f"privacy.epsilon is {epsilon}; past about 40 the noise protects nothing that could be proved", given=epsilon)
 
 
 def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:

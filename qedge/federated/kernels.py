@@ -94,34 +94,47 @@ class SequentialKernel:
 
 
 class StackedKernel:
-    """A whole chunk at once by batched matrix products, for a linear model or an MLP with ReLU."""
+    """A whole chunk at once by batched matrix products, for a linear model or an MLP with ReLU.
 
-    def __init__(self, layers: Sequence[tuple[int, int]], learning_rate: float) -> None:
+    apart: a client's bits must not depend on its neighbours' rows. Its batches are then padded to a size that follows from its own
+    rows alone, and clients of one size are stacked together: with the same shapes a batched product gives each client the same bits
+    whoever shares it. Otherwise all are padded to the longest, and emptying one client would move the last bits of others'
+    updates, which no sensitivity accounts for.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, int]], learning_rate: float, *, apart: bool = False) -> None:
         self.layers = list(layers)
         self.learning_rate = learning_rate
+        self.apart = apart
 
     @torch.no_grad()
     def updates(self, weights: np.ndarray, chunk: Sequence[ClientBatches]) -> np.ndarray:
         """See `Kernel.updates`."""
-        # Clients with more steps first: those still training at step s are then a prefix, and nobody is computed in vain.
-        order = sorted(range(len(chunk)), key=lambda k: -len(chunk[k].steps))
-        clients = [chunk[k] for k in order]
+        longest = [max((len(step) for step in client.steps), default=0) for client in chunk]
+        padded = [_padded(rows) if self.apart else max(longest) for rows in longest]
+        out = np.zeros((len(chunk), len(weights)), dtype=np.float32)
         start = torch.tensor(weights)
+        for rows in sorted({rows for rows, own in zip(padded, longest, strict=True) if own}):
+            # Clients with more steps first: those still training at step s are then a prefix, and nobody is computed in vain.
+            members = sorted((k for k in range(len(chunk)) if padded[k] == rows and longest[k]), key=lambda k: -len(chunk[k].steps))
+            out[members] = self._train(start, [chunk[k] for k in members], rows)
+        return out
+
+    def _train(self, start: torch.Tensor, clients: Sequence[ClientBatches], rows: int) -> np.ndarray:
+        """Updates of clients that are stacked together, those with more steps first."""
         stacked = start.repeat(len(clients), 1)
         views = self._views(stacked)
         classes = self.layers[-1][1]
         seen: dict[tuple[int, ...], _Batch] = {}
-        for step in range(len(clients[0].steps) if clients else 0):
+        for step in range(len(clients[0].steps)):
             active = sum(len(client.steps) > step for client in clients)
             # Where an epoch repeats the very same index arrays, their rows are gathered once.
             key = tuple(id(client.steps[step]) for client in clients[:active])
-            batch = seen.get(key) or _gather(clients[:active], step, classes)
-            if len(clients[0].steps) > step + 1 and any(clients[0].steps[step] is later for later in clients[0].steps[step + 1 :]):
+            batch = seen.get(key) or _gather(clients[:active], step, classes, rows)
+            if any(clients[0].steps[step] is later for later in clients[0].steps[step + 1 :]):
                 seen[key] = batch
             self._step([(w[:active], b[:active]) for w, b in views], batch)
-        out = np.empty((len(chunk), len(weights)), dtype=np.float32)
-        out[order] = (stacked - start).numpy()
-        return out
+        return (stacked - start).numpy()
 
     def _views(self, stacked: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(weight [clients, out, in], bias [clients, out]) of each layer, as views into the stacked flat weights."""
@@ -156,11 +169,18 @@ class _Batch:
     share: torch.Tensor  # [clients, rows, 1]: 1/batch for a real row, 0 for padding
 
 
-def _gather(clients: Sequence[ClientBatches], step: int, classes: int) -> _Batch:
-    longest = max(len(client.steps[step]) for client in clients)
-    features = np.zeros((len(clients), longest, clients[0].features.shape[1]), dtype=np.float32)
-    targets = np.zeros((len(clients), longest, classes), dtype=np.float32)
-    share = np.zeros((len(clients), longest, 1), dtype=np.float32)
+def _padded(rows: int) -> int:
+    """The least power of four that is at least `rows`, and at least 4."""
+    size = 4
+    while size < rows:
+        size *= 4
+    return size
+
+
+def _gather(clients: Sequence[ClientBatches], step: int, classes: int, rows: int) -> _Batch:
+    features = np.zeros((len(clients), rows, clients[0].features.shape[1]), dtype=np.float32)
+    targets = np.zeros((len(clients), rows, classes), dtype=np.float32)
+    share = np.zeros((len(clients), rows, 1), dtype=np.float32)
     for row, client in enumerate(clients):
         chosen = client.steps[step]
         features[row, : len(chosen)] = client.features[chosen]
@@ -169,20 +189,20 @@ def _gather(clients: Sequence[ClientBatches], step: int, classes: int) -> _Batch
     return _Batch(torch.from_numpy(features), torch.from_numpy(targets), torch.from_numpy(share))
 
 
-def build_kernel(name: str, module: torch.nn.Module, algorithm: Algorithm) -> Kernel:
-    """The kernel of that name ("sequential" | "stacked") for a module."""
+def build_kernel(name: str, module: torch.nn.Module, algorithm: Algorithm, *, private: bool) -> Kernel:
+    """The kernel of that name ("sequential" | "stacked") for a module; private: no client's bits depend on another's rows."""
     if name == "sequential":
         return SequentialKernel(module, algorithm.learning_rate)
     layers = affine_layers(module)
     if layers is None:
         raise ModelError("kernel 'stacked' is for linear and mlp models; accepted here: sequential, auto")
-    return StackedKernel(layers, algorithm.learning_rate)
+    return StackedKernel(layers, algorithm.learning_rate, apart=private)
 
 
-def choose_kernel(module: torch.nn.Module, algorithm: Algorithm, features: int, classes: int, chunk: int) -> str:
+def choose_kernel(module: torch.nn.Module, algorithm: Algorithm, features: int, classes: int, chunk: int, *, private: bool) -> str:
     """The name of the faster kernel, timed on made-up rows of the public shape, so that the choice tells nothing of the data."""
     if algorithm.kernel != "auto":
-        build_kernel(algorithm.kernel, module, algorithm)
+        build_kernel(algorithm.kernel, module, algorithm, private=private)
         return algorithm.kernel
     if affine_layers(module) is None:
         return "sequential"
@@ -195,7 +215,7 @@ def choose_kernel(module: torch.nn.Module, algorithm: Algorithm, features: int, 
         for _ in range(chunk)
     ]
     weights = parameters_vector(module)
-    kernels = {name: build_kernel(name, module, algorithm) for name in ("stacked", "sequential")}
+    kernels = {name: build_kernel(name, module, algorithm, private=private) for name in ("stacked", "sequential")}
     seconds: dict[str, list[float]] = {name: [] for name in kernels}
     with single_thread():
         for _ in range(5):  # in turn, and by the thread's own clock, so that other work on the machine does not decide

@@ -22,13 +22,16 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from qedge.audit.canonical import digest
-from qedge.errors import UnknownRun, nearest
+from qedge.data.federation import Federation, fingerprints
+from qedge.errors import CheckpointTampered, UnknownRun, nearest
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.randomness import RunKey
 from qedge.job import TrainingJob
+from qedge.security.keys import Keys
 from qedge.storage import storage_errors, sync_folder, write_atomically
 
 Json = dict[str, JsonValue]
+KEY_BYTES = 32
 
 
 class RunFolder:
@@ -49,7 +52,7 @@ class RunFolder:
         folder = cls(home, run)
         folder.path = home / "runs" / f".{run}"
         folder.path.mkdir(mode=0o700)
-        key = RunKey.from_seed(job.seed) if job.privacy is None else RunKey(secrets.token_bytes(32))
+        key = RunKey.from_seed(job.seed) if job.privacy is None else RunKey(secrets.token_bytes(KEY_BYTES))
         write_atomically(folder.path / "secret.key", key.secret)
         folder.write("job.json", job.plain())
         return folder
@@ -83,8 +86,15 @@ class RunFolder:
         return TrainingJob.parse(self.read("job.json"))
 
     def key(self) -> RunKey:
-        """The run's key."""
-        return RunKey((self.path / "secret.key").read_bytes())
+        """The run's key.
+
+        Raises:
+            CheckpointTampered: it is gone, not whole, or others may read it.
+        """
+        path = self.path / "secret.key"
+        if not path.is_file() or path.stat().st_mode & 0o077 or len(secret := path.read_bytes()) != KEY_BYTES:
+            raise CheckpointTampered(f"{path} is not a run's key that only its owner may read (0600, {KEY_BYTES} bytes)", path=str(path))
+        return RunKey(secret)
 
     def read(self, name: str) -> Json | None:
         """A JSON file of the folder, or None when it is not there."""
@@ -117,8 +127,18 @@ class RunFolder:
 
 
 def terms_digest(folder: RunFolder) -> str:
-    """Digest of the job and of what was decided with it: the ledger's plan names it, so neither can be changed afterwards."""
-    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json"))})
+    """Digest of the job, of what was decided with it and of the run's key (through a child that tells nothing of it).
+
+    The ledger's plan names it, so none of the three can be changed afterwards.
+    """
+    key = folder.key().derive("terms").secret.hex()
+    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json")), "key": key})
+
+
+def data_digest(federation: Federation, keys: Keys) -> str:
+    """Keyed digest of the very data of a run, hex: the record names it, and so does the receipt."""
+    prints = fingerprints(federation, lambda message: keys.mac("fingerprint", message))
+    return keys.mac("data", "".join(sorted(prints)).encode()).hex()
 
 
 def recorded_guarantee(folder: RunFolder) -> Guarantee | None:

@@ -39,13 +39,13 @@ class LocalWorkers:
         return self.client.correct_counts(weights, clients, cap)
 
 
-def make_chunks(cohort: np.ndarray, rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """The cohort in chunks of at most `size` clients of similar length, [clients] int64 each.
+def make_chunks(cohort: np.ndarray, rows: np.ndarray | None, size: int) -> list[np.ndarray]:
+    """The cohort in chunks of at most `size` clients, [clients] int64 each: of similar length by `rows`, else in the cohort's order.
 
-    The chunks depend on the cohort alone, never on how many workers there are: a chunk is the unit whose bits are fixed.
-    rows: [clients of the federation] rows of each.
+    The chunks never depend on how many workers there are: a chunk is the unit whose bits are fixed.
+    rows: [clients of the federation] rows of each, or None where chunks must not depend on them.
     """
-    order = cohort[np.lexsort((cohort, -rows[cohort]))]
+    order = cohort if rows is None else cohort[np.lexsort((cohort, -rows[cohort]))]
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

@@ -236,6 +236,15 @@ class Ledger:
             record("take-over", {"scope": found.plan.scope, "run": run, "epoch": epoch})
         return epoch
 
+    def refuse_superseded(self, run: str, epoch: int) -> None:
+        """Refuse a coordinator that was taken over.
+
+        Raises:
+            Fenced: it was. UnknownRun: the ledger holds no plan for the run.
+        """
+        with self._reading():
+            self._run(run, epoch)
+
     def commit(self, run: str, round: int, digest: str, epoch: int) -> None:
         """Charge one release, before anything else sees it: rounds are 1 to `rounds`, the plan's `final` is rounds + 1.
 

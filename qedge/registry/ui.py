@@ -24,8 +24,14 @@ def serve_ui(settings: Settings, port: int) -> None:
         except OSError:
             raise PortInUse(f"port {port} is in use; give another with --port", port=port) from None
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", settings.mlflow_uri, "--default-artifact-root", str(settings.home / "artifacts")]
-    child = subprocess.Popen(command, env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"})
+    # The URI may hold a password, and everybody on the machine can read a command line.
+    variables = {
+        "MLFLOW_BACKEND_STORE_URI": settings.mlflow_uri,
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": str(settings.home / "artifacts"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    child = subprocess.Popen(command, env=os.environ | variables)
     try:
         child.wait()
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from qedge.config import Settings
 from qedge.data.federation import Rows
-from qedge.errors import Diverged
+from qedge.errors import Diverged, Failed, Refused
 from qedge.federated.client import ClientSpec, FederatedClient
 from qedge.federated.coordinator import Coordinator, MakeWorkers
 from qedge.federated.events import Event, Phase, RoundFinished
@@ -16,8 +16,10 @@ from qedge.federated.workers import LocalWorkers
 from qedge.records import Records
 from qedge.registry.publisher import Publisher
 from qedge.runs.completion import complete, record_failure
+from qedge.storage import locked
 
 PUBLISH_TIMEOUT_S = 120.0
+LOCK_TIMEOUT_S = 20.0
 
 
 def carry_out(run: str, settings: Settings, make_workers: MakeWorkers, on_event: Callable[[Event], None]) -> Json:
@@ -38,11 +40,14 @@ def carry_out(run: str, settings: Settings, make_workers: MakeWorkers, on_event:
         on_event(event)
 
     try:
-        coordinator = Coordinator(folder, records, make_workers, tell)
-        result = complete(coordinator, coordinator.train(), tell)
+        with locked(folder.path / "lock", timeout_s=LOCK_TIMEOUT_S):  # two coordinators of one run would undo each other's files
+            coordinator = Coordinator(folder, records, make_workers, tell)
+            result = complete(coordinator, coordinator.train(), tell)
     except Diverged as error:
         record_failure(folder, records, error)
         raise
+    except Refused as error:  # what was refused before anything was held is for `prepare`; by now something may be charged
+        raise Failed(f"run {run} cannot go on: {error.message}", run=run, cause=error.code) from error
     finally:
         on_event(Phase(run, "publishing"))
         publisher.finish(PUBLISH_TIMEOUT_S)

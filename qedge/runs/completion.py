@@ -23,7 +23,7 @@ from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import Event, Phase
 from qedge.federated.fedavg import ServerState
 from qedge.federated.guarantee import EVALUATION_ROWS, Guarantee, charged_evaluation
-from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.run_folder import Json, RunFolder, data_digest
 from qedge.models import set_parameters
 from qedge.privacy.accounting import ORDERS
 from qedge.records import Records
@@ -32,7 +32,8 @@ from qedge.storage import write_atomically
 _FILES = ("model.onnx", "weights.safetensors", "card.json")
 TRUST_MODEL = (
     "The coordinator and the nodes that hold the clients' rows are trusted, and so is whoever owns the Ray cluster: every actor of a "
-    "cluster can be read by its owner. The guarantee is against those who see the released models."
+    "cluster can be read by its owner. The guarantees are against those they name; against others, and against a roster holder where "
+    "none is given, nothing is proved."
 )
 _COMPARED_DELTA = 1e-5
 
@@ -75,7 +76,8 @@ def _result(coordinator: Coordinator, accuracy: float | None, loss: float | None
     tags: dict[str, JsonValue] = {"qedge.receipt_id": issued.id if issued else "none"}
     if guarantee is not None and epsilon is not None:
         tags |= {"qedge.epsilon": decimal(epsilon), "qedge.delta": decimal(guarantee.delta), "qedge.scope": coordinator.scope or ""}
-        tags["qedge.roster_epsilon"] = decimal(guarantee.roster_epsilon())
+        roster = guarantee.roster_epsilon()
+        tags["qedge.roster_epsilon"] = "not proved" if roster is None else decimal(roster)
     if issued is not None:
         tags |= {"qedge.ledger_head": f"{issued.ledger.seq}:{issued.ledger.hash}", "qedge.log_head": f"{issued.log.seq}:{issued.log.hash}"}
     return {
@@ -152,7 +154,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
             unit="client",
             relation="zero-out",
             clients=len(federation.clients),
-            fingerprint=records.keys.mac("receipt", "".join(sorted(prints)).encode()).hex(),
+            fingerprint=data_digest(federation, records.keys),
             labels=_labels(coordinator)[0],
         ),
         privacy=receipt.NO_GUARANTEE,
@@ -162,10 +164,12 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
         ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
         log=receipt.HeadOf(seq=log.seq, hash=log.hash),
     )
-    return receipt.Body.model_validate(body.model_copy(update=_claims(coordinator, guarantee)).model_dump()) if guarantee else body
+    return (
+        receipt.Body.model_validate(body.model_copy(update=_claims(coordinator, guarantee, body.uses)).model_dump()) if guarantee else body
+    )
 
 
-def _claims(coordinator: Coordinator, guarantee: Guarantee) -> dict[str, object]:
+def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.Use, ...]) -> dict[str, object]:
     """What the receipt of a run under privacy says on top."""
     cohort, delta = coordinator.job.cohort, decimal(guarantee.delta)
     epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
@@ -175,8 +179,11 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee) -> dict[str, object]
         if sampled
         else "cohorts of fixed size are accounted without amplification, at twice the bound"
     )
+    open_uses = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
+    roster = guarantee.roster_epsilon()
     return {
-        "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models",
+        "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models"
+        + (f", except for what is NOT COVERED: {open_uses}" if open_uses else ""),
         "mechanism": receipt.Mechanism(
             name="discrete Gaussian on the sum of clipped client updates",
             clipping_bound=decimal(guarantee.grid.bound),
@@ -192,15 +199,15 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee) -> dict[str, object]
         "accountant": receipt.Accountant(name="Rényi, integer orders", orders=ORDERS, order=guarantee.order),
         "guarantees": (
             receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how),
-            receipt.Guarantee(
-                adversary="roster holder",
-                epsilon=decimal(guarantee.roster_epsilon()),
-                delta=delta,
-                how="the same noise without amplification: whoever knows who took part in each round",
-            ),
+            *([] if roster is None else [_against_the_roster(roster, delta)]),
         ),
         "epsilon_at_1e_5": decimal(guarantee.epsilon_at(_COMPARED_DELTA)),
     }
+
+
+def _against_the_roster(epsilon: float, delta: str) -> receipt.Guarantee:
+    how = "the same noise without amplification: whoever knows who took part in each round"
+    return receipt.Guarantee(adversary="roster holder", epsilon=decimal(epsilon), delta=delta, how=how)
 
 
 def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[receipt.Use, ...]:

@@ -21,10 +21,10 @@ from pydantic import JsonValue
 from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
-from qedge.errors import Refused, UnknownScope
+from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, UnknownScope
 from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
 from qedge.federated.kernels import choose_kernel
-from qedge.federated.run_folder import Json, RunFolder, mapping, terms_digest
+from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
 from qedge.federated.selection import expected_cohort
 from qedge.job import TrainingJob
 from qedge.models import build, parameters_vector, refuse_if_not_private
@@ -46,22 +46,30 @@ def prepare(job: TrainingJob, settings: Settings) -> RunFolder:
     params = len(parameters_vector(module))
     if ":" in job.model.kind:
         _refuse_if_not_exportable(module, federation)
+    if job.cohort.size is not None and job.cohort.size > len(federation.clients):
+        raise InvalidJob(f"cohort.size is {job.cohort.size}; accepted: at most the {len(federation.clients)} clients there are")
     if job.privacy is not None:
         refuse_if_not_private(module)
         plan_guarantee(job, len(federation.clients), params, order=None)  # refuses before the home is touched
     chunk = chunk_size(job, len(federation.clients))
-    kernel = choose_kernel(module, job.algorithm, len(federation.schema.features), len(federation.schema.labels), chunk)
+    kernel = choose_kernel(
+        module, job.algorithm, len(federation.schema.features), len(federation.schema.labels), chunk, private=job.privacy is not None
+    )
     records = Records.open(settings.home)
+    records.refuse_older_than_receipts()
     folder: RunFolder | None = None
     try:
         prints = _prints(federation, records)
         scope, guarantee = _terms(job, federation, params, prints, records, settings)
         folder = RunFolder.create(settings.home, job)
         folder.write("run.json", _description(folder.run, job))
-        folder.write("record.json", _record(job, federation, params, chunk, kernel, scope, guarantee))
+        record = _record(job, federation, params, chunk, kernel, scope, guarantee)
+        folder.write("record.json", record | {"data": data_digest(federation, records.keys)})
         folder = folder.settle()
         hold(folder, job, prints, records)
     except Refused as error:
+        if folder is not None and records.ledger.plan(folder.run) is not None:  # held, though not all of it could be written
+            raise Failed(f"run {folder.run} is held and could not be begun: {error.message}; resume it", run=folder.run) from error
         if folder is not None:
             folder.remove()
         records.log.append("job.refused", job=job.name, code=error.code, reason=error.message)
@@ -81,8 +89,7 @@ def reopen(run: str, settings: Settings) -> RunFolder:
     if result is not None and result["status"] == "failed":
         (folder.path / "result.json").unlink()
     job, records = folder.job(), Records.open(settings.home)
-    if job.privacy is not None and records.ledger.plan(run) is None:
-        hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
+    hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
     records.log.append("run.resumed", run=run)
     return folder
 
@@ -94,10 +101,10 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
         BudgetExceeded: it does not fit; the error says how many rounds would.
     """
     record = folder.read("record.json")
+    if record is None or records.ledger.plan(folder.run) is not None or folder.run in records.ledger.runs_without_privacy(prints):
+        return
     if job.privacy is None:
         records.ledger.record_without_privacy(folder.run, prints)
-        return
-    if record is None or records.ledger.plan(folder.run) is not None:
         return
     guarantee = read_guarantee(mapping(record["guarantee"]))
     plan = Plan(
@@ -132,6 +139,11 @@ def _terms(
         raise UnknownScope(
             f"no budget for these data; first: qedge budget set {name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}",
             scope=name,
+        )
+    if scope is not None and (scope.delta > job.privacy.delta or scope.delta >= 1 / len(federation.clients)):
+        raise InvalidPrivacy(
+            f"scope '{scope.name}' counts at delta {scope.delta}; accepted here: at most the job's {job.privacy.delta}, below 1/clients",
+            scope=scope.name,
         )
     guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
     return scope.name if scope else name, guarantee

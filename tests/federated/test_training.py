@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +21,12 @@ from qedge.errors import (
     BudgetExceeded,
     CheckpointTampered,
     Diverged,
+    Failed,
     Fenced,
+    InvalidJob,
     InvalidPrivacy,
     NotInThisVersion,
+    RolledBack,
     ScopeConflict,
     UnknownRun,
     UnknownScope,
@@ -35,6 +40,7 @@ from qedge.records import Records
 from qedge.runs.backend import local_workers
 from qedge.runs.completion import complete
 from qedge.runs.preparation import prepare
+from qedge.storage import locked
 
 Make = Callable[..., TrainingJob]
 
@@ -205,12 +211,12 @@ def test_a_coordinator_that_was_thought_dead_releases_nothing_more(settings: Set
     assert old.records.ledger.releases(folder.run) == {}
 
 
-def test_with_seeded_noise_serial_runs_repeat_and_issue_no_receipt(settings: Settings, make_job: Make):
+def test_with_seeded_noise_serial_runs_repeat_and_issue_no_receipt(settings: Settings, make_job: Make, monkeypatch):
+    monkeypatch.setattr(secrets, "token_bytes", lambda count: b"k" * count)
     states = []
     for _ in range(2):
         shutil.rmtree(settings.home, ignore_errors=True)
         folder = prepare(make_job(), settings)
-        (folder.path / "secret.key").write_bytes(b"k" * 32)
         coordinator = _coordinator(settings, folder, noise=SeededNoise(7))
         states.append(coordinator.train())
         result = complete(coordinator, states[-1], lambda event: None)
@@ -231,15 +237,146 @@ def test_a_released_record_that_is_gone_is_noticed(settings: Settings, make_job:
         _coordinator(settings, folder).train()
 
 
-@pytest.mark.parametrize("name", ["job.json", "record.json"])
-def test_the_terms_of_a_run_cannot_be_changed_after_its_budget_was_held(settings: Settings, make_job: Make, name):
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("job.json", '"rounds": 4', '"rounds": 3'),
+        ("job.json", '"bound": 0.5', '"bound": 5.0'),
+        ("record.json", '"rounds": 4', '"rounds": 3'),
+        ("record.json", '"guarantee": {', '"guarantee": null, "was": {'),
+        ("record.json", '"kernel": "stacked"', '"kernel": "sequential"'),
+    ],
+)
+def test_the_terms_of_a_run_cannot_be_changed_after_its_budget_was_held(settings: Settings, make_job: Make, name, before, after):
     folder = prepare(make_job(), settings)
     text = (folder.path / name).read_text()
-    changed = text.replace('"rounds": 4', '"rounds": 3')
-    assert changed != text
-    (folder.path / name).write_text(changed)
+    assert before in text
+    (folder.path / name).write_text(text.replace(before, after))
     with pytest.raises(CheckpointTampered):
-        _coordinator(settings, folder)
+        train(resume=folder.run, backend="serial", settings=settings)
+    assert Records.open(settings.home).ledger.releases(folder.run) == {}
+
+
+def test_a_held_run_cannot_be_turned_into_one_without_privacy(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    job = json.loads((folder.path / "job.json").read_text()) | {"privacy": "none"}
+    (folder.path / "job.json").write_text(json.dumps(job))
+    record = json.loads((folder.path / "record.json").read_text()) | {"guarantee": None, "scope": None}
+    (folder.path / "record.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointTampered):
+        train(resume=folder.run, backend="serial", settings=settings)
+
+
+def _table(path: Path, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    rows = [f"{k % 12},{generator.normal(k % 2):.6f},{generator.normal():.6f},{'ab'[k % 2]}" for k in range(240)]
+    path.write_text("\n".join(["who,x,y,what", *rows]))
+
+
+def test_data_swapped_under_a_held_run_are_noticed(settings: Settings, make_job: Make, tmp_path: Path):
+    _table(tmp_path / "t.csv", 0)
+    data = {"source": str(tmp_path / "t.csv"), "client": "who", "label": "what", "partition": None}
+    for changes in ({}, {"privacy": "none", "data": data | {"drop": ["x"]}}):
+        home = settings.model_copy(update={"home": settings.home / str(len(changes))})
+        _table(tmp_path / "t.csv", 0)
+        folder = prepare(make_job(**({"data": data, "privacy": {"delta": 0.05}} | changes)), home)
+        _table(tmp_path / "t.csv", 1)
+        with pytest.raises(CheckpointTampered, match="data"):
+            train(resume=folder.run, backend="serial", settings=home)
+
+
+def test_a_run_without_privacy_cut_before_it_was_recorded_is_checked_again(settings: Settings, make_job: Make, monkeypatch):
+    from qedge.runs import preparation
+
+    def cut(*given: object) -> None:
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "hold", cut)
+        with pytest.raises(Cut):
+            prepare(make_job(privacy="none"), settings)
+    (run,) = [path.name for path in (settings.home / "runs").iterdir()]
+    train(make_job(rounds=1), backend="serial", settings=settings)
+    with pytest.raises(ScopeConflict):
+        train(resume=run, backend="serial", settings=settings)
+
+
+def test_an_old_ledger_under_a_checkpoint_is_noticed(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    old = (settings.home / "ledger.db").read_bytes()
+    coordinator = _coordinator(settings, folder)
+    coordinator.records.ledger.repeat_in_log = lambda: None  # killed before the log heard of it
+    coordinator.train()
+    del coordinator
+    for path in settings.home.glob("ledger.db*"):
+        path.unlink()
+    (settings.home / "ledger.db").write_bytes(old)
+    with pytest.raises(RolledBack):
+        train(resume=folder.run, backend="serial", settings=settings)
+
+
+def test_a_superseded_coordinator_touches_no_file_of_its_successor(settings: Settings, make_job: Make):
+    folder = prepare(make_job(), settings)
+    old = _coordinator(settings, folder)
+    _cut_at(old, "after-apply", 2)
+    with pytest.raises(Cut):
+        old.train()
+    state = _coordinator(settings, folder).train()
+    kept = folder.checkpoint.read_bytes()
+    with pytest.raises(Fenced):
+        old._checkpoint(state)
+    assert folder.checkpoint.read_bytes() == kept
+
+
+def test_a_run_that_another_process_carries_out_is_left_alone(settings: Settings, make_job: Make, monkeypatch):
+    from qedge.runs import backend
+
+    monkeypatch.setattr(backend, "LOCK_TIMEOUT_S", 0.2)
+    folder = prepare(make_job(), settings)
+    with locked(folder.path / "lock"), pytest.raises(Failed, match="locked"):
+        train(resume=folder.run, backend="serial", settings=settings)
+    assert train(resume=folder.run, backend="serial", settings=settings).rounds == 4
+
+
+def test_a_sum_that_makes_the_model_diverge_is_charged_all_the_same(settings: Settings, make_job: Make):
+    folder = prepare(make_job(algorithm={"server_learning_rate": 1e45}), settings)
+    coordinator = _coordinator(settings, folder)
+    with pytest.raises(Diverged):
+        coordinator.train()
+    assert list(coordinator.records.ledger.releases(folder.run)) == [1]
+
+
+@pytest.mark.parametrize("spoil", ["empty", "open to others", "another"])
+def test_a_run_key_that_was_exchanged_or_left_open_is_refused(settings: Settings, make_job: Make, spoil):
+    folder = prepare(make_job(), settings)
+    path = folder.path / "secret.key"
+    if spoil == "open to others":
+        path.chmod(0o644)
+    else:
+        path.write_bytes(b"" if spoil == "empty" else b"k" * 32)
+    with pytest.raises(CheckpointTampered):
+        train(resume=folder.run, backend="serial", settings=settings)
+
+
+def test_a_scope_whose_delta_is_larger_than_the_jobs_is_refused(settings: Settings, make_job: Make):
+    Records.open(settings.home).ledger.set_budget("wine", epsilon=8.0, delta=0.02, actor="officer")
+    with pytest.raises(InvalidPrivacy, match="delta"):
+        train(make_job(), backend="serial", settings=settings)
+
+
+def test_more_clients_a_round_than_there_are_is_refused(settings: Settings, make_job: Make):
+    with pytest.raises(InvalidJob, match="30"):
+        train(make_job(cohort={"sampling": "uniform", "rate": None, "size": 31}), backend="serial", settings=settings)
+
+
+def test_a_receipt_whose_labels_were_found_in_the_data_says_so_in_its_first_sentence(settings: Settings, make_job: Make, tmp_path: Path):
+    _table(tmp_path / "t.csv", 0)
+    data = {"source": str(tmp_path / "t.csv"), "client": "who", "label": "what", "partition": None}
+    for labels, said in ((None, True), (["a", "b"], False)):
+        home = settings.model_copy(update={"home": settings.home / str(said)})
+        result = train(make_job(rounds=1, data=data | {"labels": labels}, privacy={"delta": 0.05}), backend="serial", settings=home)
+        receipt = Receipt.read(home.home / "runs" / result.run_id / "model" / "receipt.json")
+        assert ("NOT COVERED: label set" in receipt.privacy) == said
 
 
 def test_a_run_without_privacy_says_so_on_its_receipt(settings: Settings, make_job: Make):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -35,6 +36,8 @@ with connect(settings, start=sys.argv[2] == "start") as connection:
     print(json.dumps({"address": connection.address, "private": connection.private, "cpus": ray.cluster_resources()["CPU"], **inside}))
 print(json.dumps({"left": [name for name in os.environ if name.startswith(("RAY_AUTH", "RAY_SERVE", "IN_QEDGE"))]}))
 """
+
+PASSWORD = "hunter2-of-the-database"
 
 
 def settings_of(home: Path, **changes: object) -> Settings:
@@ -131,8 +134,31 @@ class TestWithoutRay:
             assert longest <= 107, "HAProxy adds the node's id and a suffix, and a socket's path may not be longer"
         finally:
             for folder in folders:
-                (folder / "h").rmdir()
-                folder.rmdir()
+                shutil.rmtree(folder)
+
+    def test_folders_that_nobody_ended_are_removed_and_no_others(self) -> None:
+        """What is too young, belongs to a living process, or was not made by us, stays."""
+        forgotten, young, living, foreign = (environment.new_folder() for _ in range(4))
+        link = forgotten.with_name(forgotten.name + "-link")
+        link.symlink_to(young)
+        (foreign / environment.MARK).unlink()
+        (young / "session" / "logs").mkdir(parents=True)
+        (forgotten / "log").write_text("the last words")
+        hours_ago = time.time() - 7200
+        for folder in (forgotten, young, living, foreign):
+            for path in (*folder.rglob("*"), folder):
+                os.utime(path, (hours_ago, hours_ago))
+        os.utime(young / "session" / "logs")
+        waiting = [sys.executable, "-c", "input()"]
+        with subprocess.Popen(waiting, stdin=subprocess.PIPE, env=os.environ | {environment.MARK: str(living)}) as process:
+            try:
+                environment.remove_abandoned()
+                assert [one.exists() for one in (forgotten, young, living, foreign, link)] == [False, True, True, True, True]
+            finally:
+                process.communicate(b"\n")
+                link.unlink()
+                for folder in (young, living, foreign):
+                    shutil.rmtree(folder)
 
     def test_the_url_of_an_endpoint_is_one_a_browser_takes(self, tmp_path: Path) -> None:
         for host, url in (("127.0.0.1", "http://127.0.0.1:80"), ("0.0.0.0", "http://127.0.0.1:80"), ("::1", "http://[::1]:80")):
@@ -159,7 +185,7 @@ def _answer_once(listening: socket.socket, content: bytes) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Settings, ClusterRecord]]]:
     """Two homes on one machine, their clusters started at once."""
-    homes = [settings_of(tmp_path_factory.mktemp(f"home{at}")) for at in range(2)]
+    homes = [settings_of(tmp_path_factory.mktemp(f"home{at}"), tracking_uri=f"postgresql://q:{PASSWORD}@db/q") for at in range(2)]
     try:
         with ThreadPoolExecutor(2) as pool:
             records = list(pool.map(start_head, homes))
@@ -181,6 +207,11 @@ class TestTwoAtOnce:
             socket.create_connection(("127.0.0.1", settings.serve.port), timeout=10).close()
             haproxy = [process for process in environment.processes_of(record.folder) if process.name() == "haproxy"]
             assert len(haproxy) == 1
+
+    def test_a_password_in_the_settings_is_on_no_command_line(self, two: list[tuple[Settings, ClusterRecord]]) -> None:
+        lines = [" ".join(process.cmdline()) for _, record in two for process in environment.processes_of(record.folder)]
+        assert any("actors.head" in line for line in lines)
+        assert not [line for line in lines if PASSWORD in line]
 
     def test_starting_again_says_where_it_is(self, two: list[tuple[Settings, ClusterRecord]]) -> None:
         settings, record = two[0]

@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+from ray import serve
 
 from actors.cluster import head, status
 from actors.environment import processes_of
@@ -41,10 +42,14 @@ def made(settings: Settings, name: str, seed: int) -> ModelFolder:
 
 
 def replica(settings: Settings) -> psutil.Process:
+    (process,) = _replicas(settings)
+    return process
+
+
+def _replicas(settings: Settings) -> list[psutil.Process]:
     record = head(settings)
     assert record is not None
-    (process,) = [one for one in processes_of(record.folder) if "ServeReplica" in one.cmdline()[0]]
-    return process
+    return [one for one in processes_of(record.folder) if "ServeReplica" in one.cmdline()[0]]
 
 
 def assert_answers(url: str, name: str, seed: int) -> None:
@@ -140,11 +145,23 @@ def test_a_model_altered_after_the_check_is_refused_by_the_replica_itself(cluste
     assert plan is not None
     bad = plan.model_copy(update={"generation": "altered", "models": {"mail": model}})
     app._follow(bad, cluster)
-    assert isinstance(app._await_plan(bad).failures["mail"], ArtifactTampered)
+    assert isinstance(app._await_plan(bad, cluster)["mail"], ArtifactTampered)
     assert_answers(url, "mail", 1)
     with Client(url) as client:
         assert client.live()
         assert not client.ready("mail", "3")
+
+
+def test_two_replicas_have_both_taken_a_version_up_when_it_is_deployed(cluster: Settings, url: str) -> None:
+    """Each request has a connection of its own, so that both are asked; all of 40 ask the same one with a chance of 2e-12."""
+    two = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"replicas": 2})})
+    deploy(two, made(cluster, "mail", 2))
+    states = serve.get_app_handle(app.APPLICATION).broadcast("state").results(timeout_s=30)
+    assert [state.plan.models["mail"].version for state in states] == ["2", "2"]
+    versions = [httpx.post(f"{url}/v2/models/mail/infer", content=BODY, headers=JSON).json()["model_version"] for _ in range(40)]
+    assert versions == ["2"] * 40
+    deploy(cluster, made(cluster, "mail", 1))
+    assert eventually(lambda: len(_replicas(cluster)) == 1)
 
 
 def test_a_killed_replica_comes_back_with_its_models(cluster: Settings, url: str) -> None:

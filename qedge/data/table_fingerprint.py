@@ -1,0 +1,149 @@
+"""What a ledger recognises a table by, whichever of its columns a job takes as client, label and features.
+
+Digests of rows change with the columns that a job selects (`qedge.data.fingerprint`); these do not. Three kinds of message,
+each with its own domain, each to be keyed before it leaves the process:
+
+- the whole content: every row as the bag of its values, whatever the order of rows and columns and the columns' names;
+- each numeric or text column that is particular: its sorted values, as often as they occur, without its name;
+- the id of each client without its column's name, where the id is particular.
+
+One message in common makes two jobs touch the same data, so what unrelated tables share by chance must leave none. A column
+is particular when it has 50 distinct values or more and does not count: evenly spaced numbers (after a beginning that all
+values share, for text), each no more frequent than the one before, are row numbers, codes or ticks. Dates and times are
+calendars, which unrelated tables share too. An id is particular when it has nine digits or sixteen letters and digits
+outside the beginning that all ids share: the numbers 1 to n, "phone-7" or the name of a town are anybody's.
+
+What passes unseen: a copy of a table with some rows taken out or added, or with each particular column changed (units,
+rounding beyond float32), read with other columns than before and without particular ids. Unrelated tables that carry the
+same public column, value for value, are taken for one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qedge.data import tables
+from qedge.data.fingerprint import counted
+
+_CONTENT = b"qedge/1 fingerprint of a table's content\0"
+_COLUMN = b"qedge/1 fingerprint of a column\0"
+_PARTICULAR_ID = b"qedge/1 fingerprint of a particular id\0"
+
+DISTINCT = 50  # fewer values than this are ages, codes or grades, whose counts a small unrelated table may share
+DIGITS = 9  # of random ids with eight digits two tables of 10,000 clients would share one
+CHARACTERS = 16
+_EVEN = 1e-3  # relative; ticks of 0.1 in float32 stray by 1e-4
+
+Words = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.float64]
+
+
+def table_messages(table: pa.Table) -> tuple[bytes, ...]:
+    """One message for the whole content and one for each particular column, equal columns once.
+
+    Numbers count as float32, text that is all numbers as numbers: as which of the two a CSV is read depends on the job.
+    """
+    rows = np.zeros(table.num_rows, np.uint64)
+    columns: dict[bytes, None] = {}
+    for name in table.column_names:
+        values = tables.column(table, name, "column")
+        for words, message in _column(values):
+            rows += _mixed(words)
+            if message is not None:
+                columns[_COLUMN + message] = None
+    return (_CONTENT + _digest(np.sort(rows)), *columns)
+
+
+def particular_id_messages(clients: Sequence[str]) -> tuple[bytes, ...]:
+    """One message for each id that unrelated tables would not share by chance."""
+    shared = _shared(clients)
+    return tuple(_PARTICULAR_ID + counted(client) for client in clients if _is_particular(client[shared:]))
+
+
+def _shared(texts: Sequence[str]) -> int:
+    """How many characters all texts begin with in common: as many as the first and the last of them in order."""
+    first, last = min(texts), max(texts)
+    return next((at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+
+
+def _is_particular(text: str) -> bool:
+    return sum(map(str.isdigit, text)) >= DIGITS or sum(map(str.isalnum, text)) >= CHARACTERS
+
+
+def _column(values: pa.ChunkedArray) -> Iterator[tuple[Words, bytes | None]]:
+    """A column's values as words, uint64 [rows], and its digest if it is particular; nothing for kinds that no job can use."""
+    kind = values.type
+    if tables.is_numeric(kind):
+        yield _of_numbers(tables.numbers(values))
+    elif pa.types.is_temporal(kind):
+        yield _of_text(values.cast(pa.string()))[0], None
+    elif any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)):
+        yield _of_text(values)
+
+
+def _of_numbers(numbers: Numbers) -> tuple[Words, bytes | None]:
+    with np.errstate(over="ignore"):
+        single = numbers.astype("<f4") + np.float32(0)  # -0 + 0 is 0
+    single[np.isnan(single)] = np.nan  # one of the many
+    told = _tells(np.sort(numbers[np.isfinite(numbers)]))
+    return single.view("<u4").astype(np.uint64), _digest(np.sort(single)) if told else None
+
+
+def _of_text(values: pa.ChunkedArray) -> tuple[Words, bytes | None]:
+    encoded = values.cast(pa.large_binary()).combine_chunks().dictionary_encode()
+    places = encoded.indices.fill_null(-1).to_numpy()
+    numbers = _parsed(encoded.dictionary)
+    if numbers is not None:
+        return _of_numbers(np.append(numbers, np.nan)[places])
+    texts: list[bytes] = encoded.dictionary.to_pylist()
+    digests = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in texts)
+    words = np.append(np.frombuffer(digests, "<u8"), np.uint64(0))[places]  # 0 for what is missing
+    return words, _digest(np.sort(words)) if _text_tells(texts, places) else None
+
+
+def _parsed(distinct: pa.Array) -> Numbers | None:
+    """Texts as the numbers they spell, or None if one of them is no number."""
+    try:
+        return np.asarray(pc.cast(pc.cast(distinct, pa.large_string()), pa.float64()).to_numpy(), np.float64)
+    except pa.ArrowInvalid:
+        return None
+
+
+def _text_tells(texts: list[bytes], places: npt.NDArray[np.int32]) -> bool:
+    if len(texts) < DISTINCT:
+        return False
+    shared = _shared([text.decode("latin-1") for text in texts])
+    ends = [text[shared:] for text in texts]
+    if not all(end.isdigit() or not end for end in ends):
+        return True
+    return _tells(np.sort(np.array([float(end or 0) for end in ends])[places[places >= 0]]))
+
+
+def _tells(ordered: Numbers) -> bool:
+    """Whether sorted finite numbers have enough distinct values and do not count."""
+    edges = np.flatnonzero(ordered[1:] != ordered[:-1]) + 1
+    if len(edges) + 1 < DISTINCT:
+        return False
+    starts = np.concatenate([[0], edges])
+    with np.errstate(over="ignore", invalid="ignore"):
+        steps = np.diff(ordered[starts])
+        even = bool(np.ptp(steps) <= _EVEN * steps[0])
+    return not (even and bool((np.diff(np.append(starts, len(ordered)), n=2) <= 0).all()))
+
+
+def _mixed(words: Words) -> Words:
+    """Words spread over 64 bits, so that sums of a row's words differ (Steele, Lea, Flood, OOPSLA 2014: splitmix64's finaliser)."""
+    mixed = words + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _digest(ordered: Words | npt.NDArray[np.float32]) -> bytes:
+    return hashlib.blake2b(ordered.astype(ordered.dtype.newbyteorder("<"), copy=False).data, digest_size=32).digest()
