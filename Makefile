@@ -9,6 +9,7 @@ TOOLS  := pytest pytest-timeout hypothesis ruff mypy types-PyYAML nbclient nbfor
 # when one of them changes. It is the installer's own marker, renamed when all went well: a marker that is left over means an interrupted
 # installation, and that environment is made anew.
 key     = $(shell { pwd; cat pyproject.toml $(1); } | cksum | cut -d ' ' -f 1)
+# editable_mode=compat: a plain path, so that a folder named qedge where one stands does not hide the package.
 RUNTIME := .venv/.runtime-$(call key,requirements.lock)
 TOOLING := .venv/.tooling-$(call key,requirements.lock requirements-dev.lock)
 
@@ -60,7 +61,7 @@ $(RUNTIME):
 	set -e; echo "installing into .venv from requirements.lock: some minutes the first time"; mkdir -p .venv; rm -f .venv/.runtime-* .venv/.tooling-*; echo $$$$ > $(MARKER); \
 	$(PYTHON) -m venv .venv; \
 	$(PIP) -r requirements.lock; \
-	$(PIP) --no-deps --no-build-isolation -e .; \
+	$(PIP) --no-deps --no-build-isolation --config-settings editable_mode=compat -e .; \
 	mv $(MARKER) $@
 
 # While the tools are installed the environment counts as unfinished as a whole.

@@ -179,22 +179,24 @@ def receipt() -> None:
 @command(receipt, "show")
 @click.argument("model")
 def receipt_show(context: Context, model: str) -> Facts:
-    """Print a model's receipt."""
+    """Print a model's receipt (NAME, NAME@alias, NAME/version, or a folder with receipt.json), if it holds."""
     import rich.json
 
-    from qedge.audit.receipt import Receipt
+    from qedge.audit.receipt import Receipt, verify
 
     folder = _fetch(context, model)
-    values = Receipt.read(folder / "receipt.json").plain()
+    read = Receipt.read(folder / "receipt.json")
+    verify(read, None, folder)
+    values = read.plain()
     context.console.print(rich.json.JSON(json.dumps(values)))
     return values
 
 
 @command(receipt, "verify")
 @click.argument("model")
-@click.option("--key", metavar="PUBLIC", help="The public key to trust; without it only the one in the receipt is checked.")
+@click.option("--key", metavar="PUBLIC", help="The public key to trust (`qedge doctor` prints a home's); default: this home's own.")
 def receipt_verify(context: Context, model: str, key: str | None) -> Facts:
-    """Check a receipt's signature and the digest of every file it names."""
+    """Check the signature of a receipt (NAME@alias, NAME/version, or a folder) and the digest of every file it names."""
     from qedge.audit.receipt import Receipt, verify
     from qedge.display import facts
     from qedge.security.keys import Keys, public_key
@@ -283,17 +285,22 @@ def stop(context: Context) -> Facts:
 @listening
 def deploy(context: Context, model: str) -> Facts:
     """Serve a model (NAME@champion) over HTTP on Ray Serve; starts Ray when none is running."""
-    from actors.cluster import connect, start_head
+    from actors.cluster import connect, serve_url, start_head
+    from qedge.audit.receipt import Receipt, verify
+    from qedge.errors import InvalidConfig
     from qedge.records import Records
     from serve_apps.app import deploy as deploy_model
     from serve_apps.inference import ModelFolder
 
     begun = time.perf_counter()
     settings = context.settings
-    if settings.address is None:
-        start_head(settings, serve=True)
     version, folder = _resolve(context, model)
     records = Records.open(settings.home)
+    verify(Receipt.read(folder / "receipt.json"), records.keys.public, folder)  # before anything is started for it
+    if settings.address is None:
+        record = start_head(settings, serve=True)
+        if record.serve_url not in (None, serve_url(settings)) and context.listening:
+            raise InvalidConfig(f"this home's endpoint is at {record.serve_url}; `qedge stop` it first, or leave out --host and --port")
     with connect(settings, start=False):
         url = deploy_model(settings, ModelFolder(version.name, str(version.version), str(folder), records.keys.public.hex()))
     records.log.append("model.deployed", model=version.name, version=version.version, receipt=version.receipt_id)
@@ -332,7 +339,7 @@ def predict(context: Context, model: str, rows: str | None, job: str | None, col
     if (rows is None) == (job is None):
         raise InvalidRequest("give either a table of rows or --job JOB")
     if column is not None and job is not None:
-        raise InvalidRequest("--client goes with a table of rows; the held-out rows of a job are standardised already")
+        raise InvalidRequest("--client goes with a table of rows; the held-out rows of a job are as the model takes them")
     if url is None:
         from actors.cluster import head, serve_url
 
@@ -405,7 +412,8 @@ def _resolve(context: Context, model: str) -> tuple[Any, Path]:
 
 
 def _fetch(context: Context, model: str) -> Path:
-    return _resolve(context, model)[1]
+    folder = Path(model)
+    return folder if (folder / "receipt.json").is_file() else _resolve(context, model)[1]
 
 
 def _short(value: object) -> str:

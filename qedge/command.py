@@ -29,6 +29,7 @@ class Context:
         from qedge.config import load
 
         self.as_json = as_json
+        self.listening = False  # whether the command was told where to listen
         self.settings: Settings = load(config, home=home, address=address)
         self.console: Console = Console(stderr=as_json)
 
@@ -74,6 +75,7 @@ def listening(function: Callable[..., Facts]) -> Callable[..., Facts]:
     @functools.wraps(function)
     def run(context: Context, host: str | None, port: int | None, **arguments: object) -> Facts:
         serve = context.settings.serve
+        context.listening = host is not None or port is not None
         wanted = {"host": host or serve.host, "port": port or serve.port}
         context.settings = context.settings.model_copy(update={"serve": serve.model_copy(update=wanted)})
         return function(context, **arguments)

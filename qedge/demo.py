@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -65,7 +66,17 @@ def _run(home: Path, *arguments: str) -> dict[str, object]:
     """One command as a user would type it, its JSON answer; what it shows goes straight to the terminal."""
     print(f"\n$ qedge {shlex.join(arguments)}", flush=True)
     command = [sys.executable, "-m", "qedge", *arguments, "--home", str(home), "--json"]
-    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    # In a session of its own, so that Ctrl-C reaches the demo alone, which then ends the command in order.
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        answer, _ = child.communicate()
+    except KeyboardInterrupt:
+        if "start" not in arguments:  # a cluster that is coming up is stopped when it is up
+            child.send_signal(signal.SIGINT)
+        child.communicate()
+        raise
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command)
     values: dict[str, object] = json.loads(answer.splitlines()[-1])
     return values
 

@@ -32,6 +32,10 @@ def examine(settings: Settings) -> dict[str, object]:
     if not os.access(place, os.W_OK):
         missing.append(f"write access to {place}")
     found["disk free, GiB"] = round(shutil.disk_usage(place).free / 2**30, 1)
+    if (settings.home / "keys" / "signing.ed25519").exists():
+        from qedge.security.keys import Keys, public_text
+
+        found["public key"] = public_text(Keys.open(settings.home).public)
     found["registry"] = settings.mlflow_uri
     found["missing"] = ", ".join(missing) or "nothing"
     return found

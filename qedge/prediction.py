@@ -58,9 +58,11 @@ def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | 
     """The rows a job holds out, as a caller sends them, and their labels.
 
     Raises:
-        DataError: the job holds out none.
+        DataError: the job holds out none, or holds them out as private.
     """
     job = TrainingJob.load(job_file)
+    if job.privacy is not None and job.data.evaluation != "public" and not isinstance(job.data.test, str):
+        raise DataError("the job's held-out rows are private: how many are right is told once, by noisy counts, when training ends")
     federation = load(job.data, job.seed)
     if federation.test is None:
         raise DataError("the job holds out no rows: give data.test, a share of each client's rows or a file")

@@ -232,6 +232,24 @@ def test_predict_standardises_a_table_where_the_model_wants_it_as_a_whole_or_per
             assert (result.exit_code, refused["error"]["code"]) == (2, code)
 
 
+def test_one_file_under_another_client_column_and_fewer_features_gets_no_second_budget(qedge):
+    draw = np.random.default_rng(0)
+    person = np.arange(120) % 24
+    columns = [person, person // 2, *draw.normal(size=(2, 120)), draw.integers(0, 2, 120)]
+    lines = ["person,household,a,c,y", *(",".join(map(str, row)) for row in zip(*columns, strict=True))]
+    Path("people.csv").write_text("\n".join(lines) + "\n")
+    table = {"source": "people.csv", "partition": None, "label": "y", "labels": [0, 1], "evaluation": None}
+    first = _job(rounds=1, data={**table, "client": "person"}, privacy={"budget": "persons", "delta": 1e-3})
+    assert qedge("train", first, "--backend", "serial")[0].exit_code == 0
+    second = {"client": "household", "drop": ["person", "c"]}
+    job = _job(rounds=1, data={**table, **second}, privacy={"budget": "households", "delta": 1e-3})
+    result, answer = qedge("train", job, "--backend", "serial")
+    assert (result.exit_code, answer["error"]["code"]) == (2, "privacy.scope-conflict")
+    assert [scope["scope"] for scope in qedge("budget", "show")[1]["scopes"]] == ["persons"]
+    result, answer = qedge("train", _job(rounds=1, data={**table, **second}, privacy="none"), "--backend", "serial")
+    assert (result.exit_code, answer["error"]["code"]) == (2, "privacy.scope-conflict")
+
+
 def _standard(rows: np.ndarray) -> np.ndarray:
     """Rows by their own mean and standard deviation; a feature that does not vary becomes 0."""
     wide = rows.astype(np.float64)

@@ -97,12 +97,17 @@ class RunFolder:
         return RunKey(secret)
 
     def read(self, name: str) -> Json | None:
-        """A JSON file of the folder, or None when it is not there."""
+        """A JSON file of the folder, or None when it is not there.
+
+        Raises:
+            CheckpointTampered: it is not what was written.
+        """
         try:
-            values: Json = json.loads((self.path / name).read_text(encoding="utf-8"))
+            return mapping(json.loads((self.path / name).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
-        return values
+        except (ValueError, TypeError) as error:
+            raise CheckpointTampered(f"{self.path / name} is not what was written: {error}", path=str(self.path / name)) from None
 
     def write(self, name: str, values: Json) -> None:
         """Replace a JSON file of the folder."""
@@ -115,15 +120,22 @@ class RunFolder:
             file.write(line)
 
     def metrics_by_round(self) -> dict[int, dict[str, float]]:
-        """What was measured after each round so far; a torn last line is cut off."""
+        """What was measured after each round so far; a torn last line is cut off.
+
+        Raises:
+            CheckpointTampered: a line is not what was written.
+        """
         if not self.metrics.exists():
             return {}
         content = self.metrics.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) < len(content):
             os.truncate(self.metrics, len(whole))
-        rows = [json.loads(line) for line in whole.splitlines()]
-        return {row["round"]: row["metrics"] for row in rows}
+        try:
+            rows = [json.loads(line) for line in whole.splitlines()]
+            return {row["round"]: row["metrics"] for row in rows}
+        except (ValueError, TypeError, KeyError):
+            raise CheckpointTampered(f"{self.metrics} is not what was written", path=str(self.metrics)) from None
 
 
 def terms_digest(folder: RunFolder) -> str:

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -59,6 +60,7 @@ def connection(settings: Settings) -> Iterator[MlflowClient]:
     logging.getLogger("mlflow").setLevel(os.environ["MLFLOW_LOGGING_LEVEL"].upper())
     try:
         with _opened_alone(settings):
+            _create_whole(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         yield client
     except (UnsupportedModelRegistryStoreURIException, ImportError) as error:
@@ -102,6 +104,28 @@ def _opened_alone(settings: Settings) -> contextlib.AbstractContextManager[objec
     """One process at a time opens a local store: the first one creates the tables, which MLflow does without a lock."""
     local = settings.mlflow_uri.startswith("sqlite:")
     return locked(ensure_home(settings.home) / "mlflow.lock", timeout_s=OPEN_TIMEOUT_S) if local else contextlib.nullcontext()
+
+
+def _create_whole(uri: str) -> None:
+    """Make a new SQLite store beside its place and put it there when all its tables are made.
+
+    MLflow makes them in dozens of migrations; one that was killed in their midst could never be opened again.
+    """
+    place = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or place.exists():
+        return
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+
+    making = place.with_name(f".{place.name}.new")
+    for leftover in place.parent.glob(f"{making.name}*"):
+        leftover.unlink()
+    engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{making}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
+    making.chmod(0o600)
+    making.replace(place)
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:
