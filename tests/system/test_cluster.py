@@ -204,6 +204,8 @@ class TestTwoAtOnce:
         assert two[0][1].address != two[1][1].address
         for settings, record in two:
             assert head(settings) == record
+            with serve_starting(settings):  # the endpoint comes up behind this lock
+                pass
             socket.create_connection(("127.0.0.1", settings.serve.port), timeout=10).close()
             haproxy = [process for process in environment.processes_of(record.folder) if process.name() == "haproxy"]
             assert len(haproxy) == 1
