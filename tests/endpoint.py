@@ -19,6 +19,7 @@ def endpoint(server: InferenceServer) -> Iterator[str]:
     """The URL at which `server` answers."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen()  # whoever connects before the server is up waits instead of being refused
         web = uvicorn.Server(uvicorn.Config(build(server), log_config=None, lifespan="off"))
         thread = threading.Thread(target=web.run, args=([listening],), daemon=True)
         thread.start()
