@@ -2,6 +2,9 @@
 
 A seed moves the initial weights, the partition and the split; the noise and the cohorts are drawn anew each time. Epsilon is what the
 ledger counts for whoever sees the released model; the receipt's other two figures stand beside it.
+
+The job's settings were chosen by looking at test accuracies of these data, seeds 0 to 5 among them: the accuracies are optimistic by that
+much, and epsilon does not count the search.
 """
 
 from __future__ import annotations
