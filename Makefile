@@ -48,7 +48,7 @@ lock:  ## choose the newest versions pyproject.toml allows and pin them in the l
 pins = { echo '\# $(1); made by `make lock`'; .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude qedge | sed 's/+.*//' | LC_ALL=C sort -f; }
 
 clean:  ## remove the environment and every cache (never .qedge, where the state lives)
-	rm -rf .venv .venv-lock build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find qedge actors serve_apps tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 MARKER := .venv/.installing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 
 import ray
@@ -10,6 +11,7 @@ from ray.exceptions import RayActorError
 
 from actors.cluster import Connection, connect
 from actors.coordinator import NAMESPACE, CoordinatorActor
+from actors.nodes import HEAD, refuse_off_head
 from qedge.config import Settings
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase
@@ -24,9 +26,16 @@ class RayBackend:
         self.connection: Connection | None = None
 
     def __enter__(self) -> RayBackend:
-        """Reach a cluster that was named; one of our own is started when it is needed."""
-        if self.settings.address is not None:
-            self.connection = connect(self.settings, start=True)
+        """Reach a cluster that was named, or that this process is part of; one of our own is started when it is needed.
+
+        Raises:
+            HomeUnusable: this is a node of it other than the head.
+        """
+        if self.settings.address is not None or ray.is_initialized():
+            with ExitStack() as undo:
+                self.connection = undo.enter_context(connect(self.settings, start=True))
+                refuse_off_head()
+                undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -44,7 +53,7 @@ class RayBackend:
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
-            resources={"node:__internal_head__": 0.001},  # beside the state: the ledger and the run's folder
+            resources={HEAD: 0.001},  # beside the state: the ledger and the run's folder
         ).remote(run, self.settings.model_dump_json())
         incarnation, seen = "", 0
         while True:
@@ -60,7 +69,7 @@ class RayBackend:
                 on_event(event)
             if news.error is not None or news.result is not None:
                 break
-        coordinator.collect.remote()
+        ray.kill(coordinator)  # its end has been heard
         if news.error is not None:
             raise news.error
         return news.result

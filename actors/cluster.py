@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -41,6 +42,13 @@ class ClusterRecord(BaseModel):
     pid: int
     folder: Path
     serve_url: str | None
+    serve_host: str | None = None
+
+    @property
+    def listens(self) -> dict[str, str | int]:
+        """Host and port of the endpoint, as far as they are known."""
+        places = {"host": self.serve_host, "port": urlsplit(self.serve_url or "").port}
+        return {name: value for name, value in places.items() if value is not None}
 
 
 @dataclass
@@ -74,8 +82,8 @@ def connect(settings: Settings, *, start: bool) -> Connection:
     A process that is connected to Ray already stays where it is.
 
     Raises:
-        AddressUnreachable: nothing that speaks Ray answers there in `cluster.connect_timeout_s`, it refuses our token, or
-            no cluster is running and `start` is False.
+        AddressUnreachable: nothing that speaks Ray answers there in `cluster.connect_timeout_s`, it refuses our token, the
+            home's own cluster runs and does not answer, or no cluster is running and `start` is False.
         InvalidConfig: an address that is not HOST:PORT.
         Failed: a private cluster did not come up.
     """
@@ -102,6 +110,7 @@ def start_head(settings: Settings, *, serve: bool = False) -> ClusterRecord:
 
     Raises:
         PortInUse: `serve`, and the port for HTTP is taken; nothing was started.
+        AddressUnreachable: it is running and does not answer; it is left as it is.
         Failed: Ray did not come up in `cluster.start_timeout_s`; what had been started is gone again.
     """
     ensure_home(settings.home)
@@ -112,14 +121,14 @@ def start_head(settings: Settings, *, serve: bool = False) -> ClusterRecord:
         _end_recorded(settings)
         url = _free_endpoint(settings, required=serve)
         folder = environment.new_folder()
-        try:
+        with ExitStack() as undo:
+            undo.callback(end_processes, folder)
             process = _spawn(settings, folder, serve=url is not None)
             address = _wait_for_address(process, settings, folder)
-            record = ClusterRecord(address=address, pid=process.pid, folder=folder, serve_url=url)
+            host = settings.serve.host if url else None
+            record = ClusterRecord(address=address, pid=process.pid, folder=folder, serve_url=url, serve_host=host)
             _write(settings, record)
-        except BaseException:
-            end_processes(folder)
-            raise
+            undo.pop_all()
         return record
 
 
@@ -133,7 +142,10 @@ def stop_head(settings: Settings) -> bool:
 
 def status(settings: Settings) -> dict[str, JsonValue]:
     """The home's own cluster and what it serves, to be shown."""
-    record = head(settings)
+    try:
+        record = head(settings)
+    except AddressUnreachable as error:
+        return {"cluster": error.message}
     if record is None:
         return {"cluster": "not running"}
     shown: dict[str, JsonValue] = {"cluster": "running", "address": record.address, "pid": record.pid, "endpoint": record.serve_url}
@@ -144,12 +156,25 @@ def status(settings: Settings) -> dict[str, JsonValue]:
 
 
 def head(settings: Settings) -> ClusterRecord | None:
-    """The home's own cluster, if it is running."""
+    """The home's own cluster, if it is running.
+
+    Raises:
+        AddressUnreachable: its processes live, and it does not answer in `cluster.connect_timeout_s`. A machine may be that busy:
+            such a cluster is not gone, and whoever took it for gone would end the runs and the models on it.
+    """
     record = _recorded(settings)
     if record is None or not _alive(record):
         return None
-    token = environment.token_path(settings).read_text(encoding="utf-8")
-    return record if environment.ask_alive(record.address, token, settings.cluster.connect_timeout_s) else None
+    token, patience_s = environment.token_path(settings).read_text(encoding="utf-8"), settings.cluster.connect_timeout_s
+    if environment.ask_alive(record.address, token, patience_s):
+        return record
+    if environment.is_closed(record.address):
+        return None
+    raise AddressUnreachable(
+        f"the Ray of {settings.home} (process {record.pid}) runs at {record.address} and does not answer in {patience_s:g} s "
+        "(cluster.connect_timeout_s); try again when it is less busy, or end it by `qedge stop`",
+        address=record.address,
+    )
 
 
 @contextmanager
@@ -172,7 +197,20 @@ def note_endpoint(settings: Settings, url: str) -> None:
     """Put on the record of the home's own cluster, if this process is connected to it, where its Serve listens now."""
     record = connected_head(settings)
     if record is not None and record.serve_url != url:
-        _write(settings, record.model_copy(update={"serve_url": url}))
+        _write(settings, record.model_copy(update={"serve_url": url, "serve_host": settings.serve.host}))
+
+
+def refuse_elsewhere(record: ClusterRecord, *, address: str | None = None, host: str | None = None, port: int | None = None) -> None:
+    """Refuse to be told, by options, another place than where the home's own cluster is already; None: nothing was said.
+
+    Raises:
+        InvalidConfig: names each option that does not hold, and what does.
+    """
+    held = {"address": record.address, **record.listens}
+    asked = {"address": address, "host": host, "port": port}
+    differ = [f"--{name} is {held.get(name, 'none yet')}, not {one}" for name, one in asked.items() if one not in (None, held.get(name))]
+    if differ:
+        raise InvalidConfig(f"this home's cluster is up already: {'; '.join(differ)}; `qedge stop` it first, or leave them out")
 
 
 def serve_url(settings: Settings) -> str:
@@ -276,11 +314,11 @@ def _wait_for_address(process: subprocess.Popen[bytes], settings: Settings, fold
 
 def _join(address: str, variables: Mapping[str, str | None], settings: Settings) -> Connection:
     before = environment.put_environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")} | dict(variables))
-    try:
-        return Connection(_init(_resolved(address), settings.cluster.connect_timeout_s), _before=before)
-    except BaseException:
-        environment.put_environment(before)
-        raise
+    with ExitStack() as undo:
+        undo.callback(environment.put_environment, before)
+        joined = _init(_resolved(address), settings.cluster.connect_timeout_s)
+        undo.pop_all()
+    return Connection(joined, _before=before)
 
 
 def _resolved(address: str) -> str:
@@ -313,12 +351,11 @@ def _start_private(settings: Settings) -> Connection:
     environment.remove_abandoned()
     folder = environment.new_folder()
     before = environment.put_environment(environment.cluster_environment(settings, folder))
-    try:
+    with ExitStack() as undo:
+        undo.callback(end_processes, folder)
+        undo.callback(environment.put_environment, before)
         address = start_ray(settings, folder)
-    except BaseException:
-        environment.put_environment(before)
-        end_processes(folder)
-        raise
+        undo.pop_all()
     # Ray's processes have the mark; what this process starts from now on is not part of the cluster.
     os.environ.pop(environment.MARK, None)
     return Connection(address, private=True, _folder=folder, _before=before)

@@ -1,22 +1,33 @@
-"""The coordinator of one run on Ray: a named, detached actor that outlives its driver and restarts where it stood."""
+"""The coordinator of one run on Ray: a named, detached actor that outlives its driver and restarts where it stood.
+
+Ray restarts it, whatever it died of. One that dies again and again before a round is done would go on so, and whoever follows would
+wait: it counts its starts in the run's folder (starts.json) and gives up at the fourth of one place.
+"""
 
 from __future__ import annotations
 
 import secrets
 import threading
+import time
 
 import ray
 
 from actors.federated_client import RayWorkers
 from actors.metrics import record
+from actors.reservation import give_back, reserve
 from qedge.config import Settings
-from qedge.federated.events import Event, RoundFinished
+from qedge.data.federation import Rows
+from qedge.errors import RoundFailed
+from qedge.federated.client import ClientSpec
+from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.runs.backend import carry_out
 
 NAMESPACE = "qedge"
 FOLLOW_WAIT_S = 10.0
 ORPHAN_LINGERS_S = 300.0
+MOST_DEATHS = 3
+STARTS = "starts.json"
 
 
 class Following:
@@ -35,12 +46,13 @@ class CoordinatorActor:
 
     def __init__(self, run: str, settings: str) -> None:
         self.run, self.settings = run, Settings.model_validate_json(settings)
-        self.model = RunFolder.open(self.settings.home, run).job().name
+        self.folder = RunFolder.open(self.settings.home, run)
+        self.model = self.folder.job().name
+        self.reservation = f"clients-{run}-{ray.get_runtime_context().get_actor_id()}"
         self.incarnation = secrets.token_hex(4)
         self.events: list[Event] = []
         self.result: Json | None = None
         self.error: BaseException | None = None
-        self.collected = threading.Event()
         self.changed = threading.Condition()
         self.handle = ray.get_runtime_context().current_actor
         threading.Thread(target=self._carry_out, daemon=True).start()
@@ -51,10 +63,6 @@ class CoordinatorActor:
             seen = seen if incarnation == self.incarnation else 0
             self.changed.wait_for(lambda: len(self.events) > seen or self._ended(), timeout=FOLLOW_WAIT_S)
             return Following(self.incarnation, self.events[seen:], self.result, self.error)
-
-    def collect(self) -> None:
-        """Say that the end has been heard: the actor may go."""
-        self.collected.set()
 
     def _ended(self) -> bool:
         return self.result is not None or self.error is not None
@@ -72,12 +80,34 @@ class CoordinatorActor:
 
     def _carry_out(self) -> None:
         try:
-            result, error = carry_out(self.run, self.settings, RayWorkers, self._tell), None
+            self._count_start()
+            result, error = carry_out(self.run, self.settings, self._workers, self._tell), None
         except Exception as raised:  # noqa: BLE001 - the edge of the process: whoever follows gets it as it is
             result, error = None, raised
+        (self.folder.path / STARTS).unlink(missing_ok=True)
+        give_back(self.reservation)
         with self.changed:
             self.result, self.error = result, error
             self.changed.notify_all()
-        # Whoever follows says when it has heard the end; a driver that died never will.
-        self.collected.wait(ORPHAN_LINGERS_S)
+        time.sleep(ORPHAN_LINGERS_S)  # whoever hears the end ends this actor; a driver that died never will
         ray.kill(self.handle)
+
+    def _workers(self, spec: ClientSpec, train: Rows, test: Rows | None) -> RayWorkers:
+        return RayWorkers(spec, train, test, reserve(self.reservation, lambda: self._tell(Phase(self.run, "waiting"))))
+
+    def _count_start(self) -> None:
+        """Put this start on record.
+
+        Raises:
+            RoundFailed: so many before it ended in death, with no round between them.
+        """
+        done, before = len(self.folder.metrics_by_round()), self.folder.read(STARTS)
+        deaths = int(str(before["starts"])) if before is not None and before["rounds"] == done else 0
+        if deaths >= MOST_DEATHS:
+            raise RoundFailed(
+                f"the coordinator of run {self.run} died {deaths} times after round {done}, before another was done: out of memory, or a "
+                "model that ends its process? `qedge train --resume` tries again",
+                run=self.run,
+                deaths=deaths,
+            )
+        self.folder.write(STARTS, {"rounds": done, "starts": deaths + 1})

@@ -198,6 +198,18 @@ def ask_alive(address: str, token: str | None, timeout_s: float) -> bool:
     return True
 
 
+def is_closed(address: str) -> bool:
+    """Whether nobody listens at HOST:PORT; one who is merely slow to answer listens."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1.0).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _free_ports(count: int) -> list[int]:
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]

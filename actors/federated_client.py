@@ -1,4 +1,7 @@
-"""Federated clients on Ray: one actor a core stands for many clients; a chunk lost with its actor is run again elsewhere."""
+"""Federated clients on Ray: one actor a core stands for many clients; a chunk lost with its actor is run again by another.
+
+Ray restarts no actor here: an actor that dies wherever it is put would be restarted for ever. Each is replaced, so many times.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from actors.reservation import CPUS_OF_AN_ACTOR
 from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import ClientSpec, FederatedClient, PartialSum
@@ -20,7 +26,7 @@ START_TIMEOUT_S = 120.0
 _INLINE_BYTES = 64 * 1024  # Ray sends smaller arguments with the call itself
 
 
-@ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy="SPREAD")
+@ray.remote(num_cpus=CPUS_OF_AN_ACTOR, max_restarts=0)
 class FederatedClientActor:
     """A `FederatedClient` on some node."""
 
@@ -35,20 +41,24 @@ class FederatedClientActor:
         """See `FederatedClient.partial_sum`."""
         return self.client.partial_sum(round_number, weights, chunks)
 
+    def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
+        """See `FederatedClient.prepare`."""
+        self.client.prepare(round_number, chunks)
+
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> int:
         """See `FederatedClient.correct_counts`."""
         return self.client.correct_counts(weights, clients, cap)
 
 
 class RayWorkers:
-    """The `Workers` of a run on Ray: as many actors as the cluster has CPUs, the rows once in the object store."""
+    """The `Workers` of a run on Ray: an actor for each bundle of CPUs that is set aside for it, the rows once in the object store."""
 
-    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
+    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, reserved: PlacementGroup) -> None:
         self.rows = np.diff(train.offsets)
         self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
-        count = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        self.actors = [FederatedClientActor.remote(*self.standing_for) for _ in range(count)]
-        self._await_start(self.actors)
+        self.reserved = reserved
+        self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
+        self._await_start()
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
         """See `Workers.partial_sum`."""
@@ -61,6 +71,12 @@ class RayWorkers:
 
         parts = self._gather(list(chunks), lambda lost, n: share_out(lost, self.rows, n), submit, deadline_s, f"round {round_number}")
         return sum(parts[1:], start=parts[0])
+
+    def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
+        """See `Workers.prepare`: each actor takes it up behind what it is doing, in the shares that `partial_sum` will use."""
+        for actor, share in zip(self.actors, share_out(chunks, self.rows, len(self.actors)), strict=True):
+            if share:
+                actor.prepare.remote(round_number, share)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
         """See `Workers.correct_counts`."""
@@ -107,20 +123,36 @@ class RayWorkers:
                 self._replace(slot)
             if not work:
                 return done
-            self._await_start(self.actors)
-        raise RoundFailed(f"{what}: {ATTEMPTS} attempts of {deadline_s:g} s each passed without all of its clients", attempts=ATTEMPTS)
+            self._await_start()
+        raise RoundFailed(
+            f"{what}: in {ATTEMPTS} attempts actors died, or were not done in {deadline_s:g} s each, before all clients had taken part",
+            attempts=ATTEMPTS,
+        )
 
-    def _await_start(self, actors: list[ActorHandle]) -> None:
-        """Starting a process is not part of a round: deadlines begin when every actor answers."""
-        answers = [actor.ready.remote() for actor in actors]
-        ready, late = ray.wait(answers, num_returns=len(answers), timeout=START_TIMEOUT_S)
-        try:
-            ray.get(ready)
-        except RayActorError as error:
-            raise RoundFailed(f"a client actor could not start: {error}") from error
-        if late:
-            raise RoundFailed(f"{len(late)} of {len(actors)} client actors did not start in {START_TIMEOUT_S:g} s", seconds=START_TIMEOUT_S)
+    def _await_start(self) -> None:
+        """Starting a process is not part of a round: deadlines begin when every actor answers. One that dies is started again."""
+        waiting = {actor.ready.remote(): slot for slot, actor in enumerate(self.actors)}
+        deaths, end = 0, time.monotonic() + START_TIMEOUT_S
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
+            if not ready:
+                raise RoundFailed(
+                    f"{len(waiting)} of {len(self.actors)} client actors did not start in {START_TIMEOUT_S:g} s", seconds=START_TIMEOUT_S
+                )
+            slot = waiting.pop(ready[0])
+            try:
+                ray.get(ready[0])
+            except RayActorError as error:
+                deaths += 1
+                if deaths >= ATTEMPTS:
+                    raise RoundFailed(f"{deaths} client actors died as they started, the last so: {error}", deaths=deaths) from error
+                self._replace(slot)
+                waiting[self.actors[slot].ready.remote()] = slot
 
     def _replace(self, slot: int) -> None:
         ray.kill(self.actors[slot])
-        self.actors[slot] = FederatedClientActor.remote(*self.standing_for)
+        self.actors[slot] = self._start(slot)
+
+    def _start(self, slot: int) -> ActorHandle:
+        bundle = PlacementGroupSchedulingStrategy(self.reserved, placement_group_bundle_index=slot)
+        return FederatedClientActor.options(scheduling_strategy=bundle).remote(*self.standing_for)

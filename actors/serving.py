@@ -21,10 +21,12 @@ def start_serve(settings: Settings) -> None:
     import ray
     from ray import serve
 
+    from actors.nodes import head_node
+
     if serve.status().proxies:
         return
-    head = next((node for node in ray.nodes() if "node:__internal_head__" in node["Resources"]), None)
-    if head is None or head["NodeManagerAddress"] == ray.util.get_node_ip_address():
+    head = head_node()
+    if head is None or head.address == ray.util.get_node_ip_address():
         refuse_taken_port(settings.serve.host, settings.serve.port)
     serve.start(
         proxy_location="HeadOnly",

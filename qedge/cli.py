@@ -1,26 +1,29 @@
 """The command line: `qedge COMMAND`. The roof of the house: it alone may reach up into `actors` and `serve_apps`.
 
 Every command takes `--json` and then prints one JSON object as its last line. Exit code: 0 done, 1 failed, 2 refused or bad
-input (nothing written, nothing charged). Heavy packages are imported inside the commands, so that `--help` is quick.
+input (nothing written, nothing charged), 130 interrupted. Heavy packages are imported inside the commands, so that `--help` is quick.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 
 from qedge import __version__
-from qedge.command import Context, Facts, command, listening
+from qedge.command import Commands, Context, Facts, command, how_to_go_on, listening, taking_model
+from qedge.record_commands import budget, log, receipt, resolved
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="qedge")
 def main() -> None:
     """Train on data that may not be collected, serve what was learned, with every privacy cost on the record."""
+
+
+for group in (budget, receipt, log):
+    main.add_command(group)
 
 
 @command(main)
@@ -29,7 +32,7 @@ def main() -> None:
 @click.option("--backend", default="ray", show_default=True, help="ray, or serial: this process, no Ray, the same bits.")
 def train(context: Context, job: str | None, resume: str | None, backend: str) -> Facts:
     """Train the job of a YAML file, or go on with a run."""
-    from qedge.display import RunDisplay, facts
+    from qedge.display import RunDisplay, show_result
     from qedge.errors import InvalidJob
     from qedge.job import TrainingJob
     from qedge.runs.training import train as run_training
@@ -37,82 +40,16 @@ def train(context: Context, job: str | None, resume: str | None, backend: str) -
     if (job is None) == (resume is None):
         raise InvalidJob("give either a job file or --resume RUN")
     asked = TrainingJob.load(job) if job else None
-    with RunDisplay(context.console) as display:
-        result = run_training(asked, resume=resume, backend=backend, settings=context.settings, on_event=display.show)
-    values = result.plain()
-    shown = {"run": result.run_id, "model": result.model, "version": result.version, "accuracy": result.accuracy}
-    shown |= {"epsilon": result.epsilon, "delta": result.delta, "rounds": result.rounds, "clients": result.clients}
-    shown |= {"seconds a round": f"{result.seconds_per_round:.4f}", "receipt": result.receipt}
-    facts(context.console, "done", shown)
-    if result.version is None:
-        context.console.print("  the registry does not answer; the model is kept and will be published by `qedge runs --publish`")
-    return values
-
-
-@main.group()
-def budget() -> None:
-    """Privacy budgets: what a scope may spend, has spent, and by whom."""
-
-
-@command(budget, "set")
-@click.argument("scope")
-@click.option("--epsilon", type=float, required=True)
-@click.option("--delta", type=float, required=True)
-@click.option("--order", type=int, help="Rényi order to freeze with a new scope; default: the best one for the budget.")
-@click.option("--actor", default=None, help="Who sets it; default: the user of this machine.")
-def budget_set(context: Context, scope: str, epsilon: float, delta: float, order: int | None, actor: str | None) -> Facts:
-    """Open a scope, or change its epsilon (delta and order are frozen with it)."""
-    import getpass
-
-    from qedge.records import Records
-
-    records = Records.open(context.settings.home)
-    state = records.ledger.set_budget(scope, epsilon=epsilon, delta=delta, order=order, actor=actor or getpass.getuser())
-    return _show_scopes(context, [state])
-
-
-@command(budget, "show")
-@click.argument("scope", required=False)
-def budget_show(context: Context, scope: str | None) -> Facts:
-    """What one scope, or each, has spent, reserved and left."""
-    from qedge.records import Records
-
-    ledger = Records.open(context.settings.home).ledger
-    return _show_scopes(context, [ledger.scope(scope)] if scope else ledger.scopes())
-
-
-@command(budget, "history")
-@click.argument("scope", required=False)
-def budget_history(context: Context, scope: str | None) -> Facts:
-    """Every event of a scope, or of all, as the ledger's chain has them."""
-    from qedge.display import table
-    from qedge.records import Records
-
-    events = [event.plain() for event in Records.open(context.settings.home).ledger.history(scope)]
-    rows = [(event["seq"], event["time"], event["kind"], event["actor"], event["summary"]) for event in events]
-    table(context.console, f"history of {scope or 'all scopes'}", ("seq", "time", "event", "actor", "what"), rows)
-    return {"scope": scope, "events": events}
-
-
-def _show_scopes(context: Context, scopes: list[Any]) -> Facts:
-    from qedge.display import table
-
-    rows = [
-        {
-            "scope": scope.name,
-            "unit": scope.unit,
-            "epsilon": scope.epsilon,
-            "delta": scope.delta,
-            "order": scope.order,
-            "spent": scope.spent,
-            "reserved": scope.reserved,
-            "left": scope.left,
-        }
-        for scope in scopes
-    ]
-    columns = ("scope", "unit", "epsilon", "delta", "order", "spent", "reserved", "left")
-    table(context.console, "privacy budgets", columns, [[_short(row[column]) for column in columns] for row in rows])
-    return {"scopes": rows}
+    display = RunDisplay(context.console)
+    try:
+        with display:
+            result = run_training(asked, resume=resume, backend=backend, settings=context.settings, on_event=display.show)
+    except KeyboardInterrupt:
+        if display.run:
+            click.echo(f"go on with: {how_to_go_on(display.run, context.settings.home)}", err=True)
+        raise
+    show_result(context.console, result)
+    return result.plain()
 
 
 @command(main)
@@ -120,13 +57,23 @@ def models(context: Context) -> Facts:
     """Models in the registry, their versions, aliases and what they cost."""
     from dataclasses import asdict
 
-    from qedge.display import table
+    from qedge.display import number, table
     from qedge.registry.registry import Registry
 
-    found = [asdict(version) for version in Registry(context.settings).models()]
-    rows = [(m["name"], m["version"], ", ".join(m["aliases"]), m["epsilon"], m["delta"], m["run_id"], m["receipt_id"][:16]) for m in found]
-    table(context.console, "models", ("model", "version", "aliases", "epsilon", "delta", "run", "receipt"), rows)
-    return {"models": found}
+    found = Registry(context.settings).models()
+    rows = [
+        (
+            f"{one.name}/{one.version}",
+            ", ".join(one.aliases),
+            one.epsilon and number(float(one.epsilon)),
+            one.delta,
+            one.run_id,
+            one.receipt_id,
+        )
+        for one in found
+    ]
+    table(context.console, "models", ("model", "aliases", "epsilon", "delta", "run", "receipt"), rows)
+    return {"models": [asdict(one) for one in found]}
 
 
 @command(main)
@@ -156,10 +103,10 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
 
 
 @command(main)
-@click.argument("model")
+@taking_model
 @click.option("--alias", default="champion", show_default=True)
 def promote(context: Context, model: str, alias: str) -> Facts:
-    """Give a version (NAME/3) an alias."""
+    """Give a version of a model an alias."""
     from qedge.records import Records
     from qedge.registry.registry import Registry
 
@@ -171,101 +118,18 @@ def promote(context: Context, model: str, alias: str) -> Facts:
     return {"model": version.name, "version": version.version, "alias": alias}
 
 
-@main.group()
-def receipt() -> None:
-    """The signed privacy receipt of a model version."""
-
-
-@command(receipt, "show")
-@click.argument("model")
-def receipt_show(context: Context, model: str) -> Facts:
-    """Print a model's receipt (NAME, NAME@alias, NAME/version, or a folder with receipt.json), if it holds."""
-    import rich.json
-
-    from qedge.audit.receipt import Receipt, verify
-
-    folder = _fetch(context, model)
-    read = Receipt.read(folder / "receipt.json")
-    verify(read, None, folder)
-    values = read.plain()
-    context.console.print(rich.json.JSON(json.dumps(values)))
-    return values
-
-
-@command(receipt, "verify")
-@click.argument("model")
-@click.option("--key", metavar="PUBLIC", help="The public key to trust (`qedge doctor` prints a home's); default: this home's own.")
-def receipt_verify(context: Context, model: str, key: str | None) -> Facts:
-    """Check the signature of a receipt (NAME@alias, NAME/version, or a folder) and the digest of every file it names."""
-    from qedge.audit.receipt import Receipt, verify
-    from qedge.display import facts
-    from qedge.security.keys import Keys, public_key
-
-    folder = _fetch(context, model)
-    own = context.settings.home / "keys" / "signing.ed25519"
-    pinned = public_key(key) if key else Keys.open(context.settings.home).public if own.exists() else None
-    read = Receipt.read(folder / "receipt.json")
-    checked = verify(read, pinned, folder)
-    values = {"model": model, "receipt": read.id, "signature": "holds", "files": sorted(read.artifacts), "key": checked.key_id}
-    values["pinned"] = "given key" if key else "this home's key" if pinned else "NOT PINNED: the key came with the receipt"
-    facts(context.console, "the receipt holds", values)
-    return values
-
-
-@main.group()
-def log() -> None:
-    """The audit log."""
-
-
-@command(log, "verify")
-@click.option("--file", type=click.Path(path_type=Path), help="A copy of an audit log, verified offline with --key alone.")
-@click.option("--key", metavar="PUBLIC", help="The public key it must be signed with.")
-def log_verify(context: Context, file: Path | None, key: str | None) -> Facts:
-    """Check the chain of the log and of the ledger, their signatures, and that neither is older than was seen."""
-    from qedge.audit.log import verify
-    from qedge.display import facts
-    from qedge.errors import InvalidConfig
-    from qedge.records import Records
-    from qedge.security.keys import public_key, public_text
-
-    if (file is None) != (key is None):
-        raise InvalidConfig("--file and --key go together: a copy is verified with the public key of the home it came from")
-    if file is not None:
-        report = verify(file, public_key(str(key)))
-        values: Facts = {"entries": report.entries, "signed up to": report.signed, "log_head": report.head.hash}
-        facts(context.console, "the copy holds", values)
-        return values
-    records = Records.open(context.settings.home)
-    records.refuse_older_than_receipts()
-    records.log.checkpoint()
-    report, head = records.log.verify(), records.ledger.head()
-    values = {"entries": report.entries, "checkpoints": report.checkpoints, "log_head": report.head.hash, "ledger_events": head.seq}
-    values |= {"ledger_head": head.hash, "public_key": public_text(records.keys.public)}
-    facts(context.console, "log and ledger hold", values)
-    return values
-
-
-@command(log, "show")
-@click.option("--last", type=int, default=30, show_default=True)
-def log_show(context: Context, last: int) -> Facts:
-    """The last entries of the log."""
-    from qedge.display import table
-    from qedge.records import Records
-
-    entries = [entry.body() for entry in Records.open(context.settings.home).log.entries()][-last:]
-    rows = [(entry["seq"], entry["time"], entry["actor"], entry["event"], json.dumps(entry["facts"])) for entry in entries]
-    table(context.console, "audit log", ("seq", "time", "actor", "event", "facts"), rows)
-    return {"entries": entries}
-
-
 @command(main)
 @listening
 def start(context: Context) -> Facts:
     """Start Ray on this machine, with what Serve needs; it outlives the command."""
-    from actors.cluster import start_head
+    from actors.cluster import head, refuse_elsewhere, start_head
     from qedge.display import facts
+    from qedge.errors import InvalidConfig
 
+    if context.given_address and head(context.settings) is None:
+        raise InvalidConfig("`qedge start` starts a Ray of its own and says where; --address is for commands that use one")
     record = start_head(context.settings, serve=True)
+    refuse_elsewhere(record, address=context.given_address, host=context.given_host, port=context.given_port)
     facts(context.console, "Ray is up", {"address": record.address, "endpoint": record.serve_url, "stop it with": "qedge stop"})
     return {"address": record.address, "url": record.serve_url, "pid": record.pid}
 
@@ -281,27 +145,29 @@ def stop(context: Context) -> Facts:
 
 
 @command(main)
-@click.argument("model")
+@taking_model
 @listening
 def deploy(context: Context, model: str) -> Facts:
-    """Serve a model (NAME@champion) over HTTP on Ray Serve; starts Ray when none is running."""
-    from actors.cluster import connect, serve_url, start_head
+    """Serve a model over HTTP on Ray Serve; starts Ray when none is running."""
+    from actors.cluster import connect, refuse_elsewhere, start_head
+    from actors.serving import quiet
     from qedge.audit.receipt import Receipt, verify
-    from qedge.errors import InvalidConfig
     from qedge.records import Records
     from serve_apps.app import deploy as deploy_model
     from serve_apps.inference import ModelFolder
 
     begun = time.perf_counter()
     settings = context.settings
-    version, folder = _resolve(context, model)
+    version, folder = resolved(context, model)
     records = Records.open(settings.home)
     verify(Receipt.read(folder / "receipt.json"), records.keys.public, folder)  # before anything is started for it
     if settings.address is None:
         record = start_head(settings, serve=True)
-        if record.serve_url not in (None, serve_url(settings)) and context.listening:
-            raise InvalidConfig(f"this home's endpoint is at {record.serve_url}; `qedge stop` it first, or leave out --host and --port")
+        if record.serve_url is not None:
+            refuse_elsewhere(record, host=context.given_host, port=context.given_port)
+            settings = settings.model_copy(update={"serve": settings.serve.model_copy(update=record.listens)})
     with connect(settings, start=False):
+        quiet()
         url = deploy_model(settings, ModelFolder(version.name, str(version.version), str(folder), records.keys.public.hex()))
     records.log.append("model.deployed", model=version.name, version=version.version, receipt=version.receipt_id)
     context.console.print(f"{version.name} version {version.version} answers at {url}/v2/models/{version.name}/infer", highlight=False)
@@ -309,58 +175,72 @@ def deploy(context: Context, model: str) -> Facts:
 
 
 @command(main)
-@click.argument("model")
+@taking_model
 def undeploy(context: Context, model: str) -> Facts:
     """Stop serving a model."""
     from actors.cluster import connect
+    from actors.serving import quiet
+    from qedge.errors import UnknownModel
     from qedge.records import Records
+    from serve_apps.app import running
     from serve_apps.app import undeploy as undeploy_model
 
+    name, version = _served(context, model)
     with connect(context.settings, start=False):
-        undeploy_model(context.settings, model)
-    Records.open(context.settings.home).log.append("model.undeployed", model=model)
-    context.console.print(f"{model} is no longer served")
-    return {"model": model}
+        quiet()
+        plan = running()
+        served = plan.models.get(name) if plan else None
+        if served is not None and version not in (None, served.version):
+            raise UnknownModel(f"version {version} of '{name}' is not served; version {served.version} is", model=name, version=version)
+        undeploy_model(context.settings, name)
+    Records.open(context.settings.home).log.append("model.undeployed", model=name)
+    context.console.print(f"{name} is no longer served")
+    return {"model": name}
 
 
 @command(main)
-@click.argument("model")
+@taking_model
 @click.argument("rows", required=False, type=click.Path())
 @click.option("--job", type=click.Path(), help="Send the held-out rows of this job, and count how many labels are right.")
 @click.option("--client", "column", metavar="COLUMN", help="Standardise rows per client of this column, for a model of scale: local.")
 @click.option("--url", default=None, help="Endpoint (default: that of this home).")
-def predict(context: Context, model: str, rows: str | None, job: str | None, column: str | None, url: str | None) -> Facts:
+@click.option("--output", type=click.Path(), metavar="FILE", help="Write all labels and their probabilities: .csv, .json or .parquet.")
+def predict(
+    context: Context, model: str, rows: str | None, job: str | None, column: str | None, url: str | None, output: str | None
+) -> Facts:
     """Send the rows of a table (or a job's held-out rows) to a served model over HTTP."""
-    from qedge.display import facts, table
+    from qedge.display import facts, show_answers
     from qedge.errors import InvalidRequest
-    from qedge.prediction import held_out_rows, table_rows, takes_standardised
+    from qedge.prediction import held_out_rows, refuse_output, table_rows, takes_standardised, write_answers
     from qedge.sdk import Client
 
     if (rows is None) == (job is None):
         raise InvalidRequest("give either a table of rows or --job JOB")
     if column is not None and job is not None:
         raise InvalidRequest("--client goes with a table of rows; the held-out rows of a job are as the model takes them")
-    if url is None:
-        from actors.cluster import head, serve_url
-
-        own = head(context.settings)
-        listens = own.serve_url if own and context.settings.address in (None, own.address) else None
-        url = listens or serve_url(context.settings)
-    with Client(url) as client:
-        described = client.model(model)
+    if output is not None:
+        refuse_output(Path(output))
+    name, version = _served(context, model)
+    with Client(url or _own_url(context)) as client:
+        described = client.model(name, version)
         features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), described, column), None)
-        answer = client.infer(model, features)
+        answer = client.infer(name, features, version)
     if labels is None and takes_standardised(described):
         whose = f"each client's own rows ('{column}')" if column else "this table"
         context.console.print(f"rows were standardised by the mean and standard deviation of {whose} (scale: local)", highlight=False)
     predicted = [label if isinstance(label, str) else int(label) for label in answer.labels]
-    values: Facts = {"model": model, "version": answer.version, "receipt": answer.receipt, "rows": len(predicted)}
+    probability = [float(share) for share in answer.probability]
+    answers = list(zip(range(len(predicted)), predicted, probability, strict=True))
+    values: Facts = {"model": name, "version": answer.version, "receipt": answer.receipt, "rows": len(predicted)}
     if labels is not None:
         values["accuracy"] = sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
     else:
-        table(context.console, "predictions", ("row", "label"), list(enumerate(predicted))[:20])
+        show_answers(context.console, answers, output)
+    if output is not None:
+        write_answers(Path(output), answers)
+        values["output"] = output
     facts(context.console, "answered over HTTP", values)
-    return values | {"labels": predicted}
+    return values | {"labels": predicted, "probability": probability}
 
 
 @command(main)
@@ -378,7 +258,7 @@ def ui(context: Context, port: int) -> Facts:
 def status(context: Context) -> Facts:
     """The cluster, what is served, the runs and the budgets of this home."""
     from actors.cluster import status as cluster_status
-    from qedge.display import facts
+    from qedge.display import facts, show_budgets
     from qedge.federated.run_folder import RunFolder, run_ids
     from qedge.records import Records
 
@@ -388,7 +268,8 @@ def status(context: Context) -> Facts:
     unfinished = [run for run in started if RunFolder(home, run).read("result.json") is None]
     values |= {"runs": len(started), "unfinished runs": unfinished}
     facts(context.console, f"home {home}", values)
-    return values | _show_scopes(context, Records.open(home).ledger.scopes() if (home / "ledger.db").exists() else [])
+    scopes = Records.open(home).ledger.scopes() if (home / "ledger.db").exists() else []
+    return values | {"scopes": show_budgets(context.console, scopes)}
 
 
 @command(main)
@@ -402,22 +283,23 @@ def doctor(context: Context) -> Facts:
     return values
 
 
-def _resolve(context: Context, model: str) -> tuple[Any, Path]:
-    """The version that a reference names, and the folder of its files."""
-    from qedge.registry.registry import Registry
+def _served(context: Context, model: str) -> tuple[str, str | None]:
+    """Name and version of what a reference asks of an endpoint; without a version: whichever is served."""
+    from qedge.registry.registry import Registry, split_reference
 
-    registry = Registry(context.settings)
-    version = registry.resolve(model)
-    return version, registry.fetch(version, context.settings.home / "models" / version.name / str(version.version))
-
-
-def _fetch(context: Context, model: str) -> Path:
-    folder = Path(model)
-    return folder if (folder / "receipt.json").is_file() else _resolve(context, model)[1]
+    name, alias, version = split_reference(model)
+    if alias is not None:
+        version = Registry(context.settings).resolve(model).version
+    return name, None if version is None else str(version)
 
 
-def _short(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _own_url(context: Context) -> str:
+    """Where the endpoint of this home listens, or would."""
+    from actors.cluster import head, serve_url
+
+    own = head(context.settings)
+    listens: str | None = own.serve_url if own and context.settings.address in (None, own.address) else None
+    return listens or serve_url(context.settings)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import yaml
 
+from qedge.command import INTERRUPTED, how_to_go_on
+from qedge.federated.run_folder import RunFolder, run_ids
+
 JOB = {
     "name": "digits",
     "data": {"source": "digits", "partition": {"dirichlet": 0.5, "clients": 400}, "test": 0.2, "evaluation": "public"},
@@ -118,8 +121,15 @@ def main() -> None:
     try:
         code = run_demo(arguments.home.resolve(), arguments.keep)
     except KeyboardInterrupt:
-        code = 130
+        code = INTERRUPTED
+        print("\n".join(["", "interrupted", *to_go_on(arguments.home.resolve())]))
     sys.exit(code)
+
+
+def to_go_on(home: Path) -> list[str]:
+    """What to type to go on with the run that was begun, if one was and it has not ended."""
+    begun = [run for run in run_ids(home) if RunFolder.open(home, run).read("result.json") is None]
+    return [f"its run goes on with: .venv/bin/{how_to_go_on(run, home)}" for run in begun]
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,15 +15,32 @@ from rich.table import Table
 from rich.text import Text
 
 from qedge.federated.events import Event, Phase, RoundFinished
+from qedge.privacy.filter import most_epsilon, rounded_down
+from qedge.privacy.ledger_events import Scope
+from qedge.privacy.statement import Line
+from qedge.uncertainty import plus_minus
 
+if TYPE_CHECKING:
+    from qedge.prediction import Answers
+    from qedge.runs.training import TrainingResult
+
+ROWS_SHOWN = 20
 PHASES = {
     "preparing": "reading the data, holding the budget",
     "starting": "starting Ray",
+    "waiting": "waiting for CPUs of the cluster",
     "training": "training",
     "evaluating": "evaluating",
     "exporting": "exporting the model, signing its receipt",
     "publishing": "publishing to the registry",
 }
+
+
+_DIGEST = re.compile(r"(?<!ed25519:)\b([0-9a-f]{12})[0-9a-f]{52,}\b")
+_BUDGETS = (
+    "a new job: the most epsilon it may ask, at the scope's delta. Costs add as Rényi\n"
+    "divergence at the scope's order, so the two may come to more than the cap."
+)
 
 
 class RunDisplay:
@@ -33,6 +53,7 @@ class RunDisplay:
         )
         self.task = self.progress.add_task("preparing", total=None)
         self.last: RoundFinished | None = None
+        self.run = ""  # once it has begun
         self.live = Live(console=console, get_renderable=self._render, refresh_per_second=8, transient=False)
 
     def __enter__(self) -> RunDisplay:
@@ -47,6 +68,7 @@ class RunDisplay:
     def show(self, event: Event) -> None:
         """Take in one event."""
         if isinstance(event, Phase):
+            self.run = "" if event.name == "preparing" else event.run
             self.progress.update(self.task, description=PHASES.get(event.name, event.name))
             if not self.console.is_terminal:
                 self.console.print(f"{PHASES.get(event.name, event.name)} …", highlight=False)
@@ -67,25 +89,114 @@ def _facts(event: RoundFinished) -> str:
     if event.epsilon is not None:
         parts.append(f"epsilon spent {event.epsilon:.3f}")
     if event.left is not None:
-        parts.append(f"left in the scope after this run {event.left:.3f}")
+        parts.append(f"left for a new job {event.left:.3f}")
     return "   ".join(parts)
 
 
-def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows under a title; an empty table says so."""
-    drawn = Table(title=title, title_justify="left", header_style="bold")
+def table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, more: str = "") -> None:
+    """Print rows under a title, digests shortened; an empty table says so. more: a line about what is not shown."""
+    drawn = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        drawn.add_column(column, overflow="fold")
-    count = 0
+        drawn.add_column(column, overflow="fold", no_wrap=column == "run")  # to be copied in one piece
     for row in rows:
-        drawn.add_row(*("" if value is None else str(value) for value in row))
-        count += 1
-    console.print(drawn if count else f"{title}: none yet")
+        drawn.add_row(*("" if value is None else shortened(value) for value in row))
+    console.print(drawn if drawn.row_count else f"{title}: none yet")
+    if more:
+        console.print(more, highlight=False)
 
 
 def facts(console: Console, title: str, values: Mapping[str, object]) -> None:
-    """Print names and values under a title."""
+    """Print names and values under a title, digests shortened, a value that is too long on a line of its own."""
     console.print(f"[bold]{title}[/bold]")
     width = max((len(name) for name in values), default=0)
     for name, value in values.items():
-        console.print(f"  {name:<{width}}  {'—' if value is None else value}", highlight=False, markup=False, soft_wrap=True)
+        text = "—" if value is None else ", ".join(map(str, value)) or "none" if isinstance(value, list) else shortened(value)
+        line = f"  {name:<{width}}  {text}"
+        shown = line if len(line) <= console.width else f"  {name}\n    {text}"
+        console.print(shown, highlight=False, markup=False, soft_wrap=True)
+
+
+def shortened(value: object) -> str:
+    """A value with every digest in it cut to its first 12 hex digits; a key is left whole, for it is to be copied."""
+    return _DIGEST.sub(r"\1", str(value))
+
+
+def number(value: float | None) -> str | None:
+    """A figure in at most four digits."""
+    return None if value is None else f"{value:.4g}"
+
+
+def show_budgets(console: Console, scopes: Sequence[Scope]) -> list[dict[str, object]]:
+    """Print what each scope has spent, reserved, and what a new job may ask; the same as plain values."""
+    rows: list[dict[str, object]] = [
+        {
+            "scope": scope.name,
+            "unit": scope.unit,
+            "epsilon": scope.epsilon,
+            "delta": scope.delta,
+            "order": scope.order,
+            "spent": scope.spent,
+            "reserved": scope.reserved,
+            "new_job_epsilon": most_epsilon(scope),
+        }
+        for scope in scopes
+    ]
+    shown = [
+        (
+            one.name,
+            one.unit,
+            number(one.epsilon),
+            number(one.spent),
+            number(one.reserved),
+            rounded_down(most_epsilon(one)),
+            one.delta,
+            one.order,
+        )
+        for one in scopes
+    ]
+    columns = ("scope", "unit", "epsilon", "spent", "reserved", "a new job", "delta", "order")
+    table(console, "privacy budgets, in epsilon", columns, shown, more=_BUDGETS if rows else "")
+    return rows
+
+
+def show_result(console: Console, result: TrainingResult) -> None:
+    """Print what a run came to."""
+    accuracy = None if result.accuracy is None else plus_minus(result.accuracy, result.accuracy_std)
+    noisy = " (one standard deviation of its noise)" if result.accuracy_std else ""
+    shown: dict[str, object] = {
+        "run": result.run_id,
+        "model": result.model,
+        "version": result.version,
+        "accuracy": accuracy and accuracy + noisy,
+    }
+    shown |= {"epsilon": number(result.epsilon), "delta": result.delta, "rounds": result.rounds, "clients": result.clients}
+    shown |= {"seconds a round": f"{result.seconds_per_round:.4f}", "receipt": result.receipt}
+    facts(console, "done", shown)
+    if result.version is None:
+        console.print("  the registry does not answer; the model is kept and will be published by `qedge runs --publish`")
+
+
+def show_answers(console: Console, answers: Answers, output: str | None) -> None:
+    """Print the first of a model's answers, and where the others are."""
+    rows = [(row, label, f"{probability:.4f}") for row, label, probability in answers[:ROWS_SHOWN]]
+    rest = len(answers) - len(rows)
+    more = f"… and {rest} more ({f'all are in {output}' if output else '--output FILE for all'})" if rest else ""
+    table(console, "predictions", ("row", "label", "probability"), rows, more=more)
+
+
+def show_history(console: Console, name: str | None, lines: Sequence[Line]) -> None:
+    """Print what each event of the ledger cost, and the totals after it."""
+    rows = [
+        (line.event.seq, _minute(line.event.time), _said(line), *map(number, (line.cost or None, line.spent, line.reserved)))
+        for line in lines
+    ]
+    table(console, f"history of {name or 'all scopes'}, in epsilon", ("seq", "time, UTC", "what", "cost", "spent", "reserved"), rows)
+
+
+def _said(line: Line) -> str:
+    """What happened, and below it to which run, or to which scope."""
+    return f"{line.what}\n{line.event.run or f'scope {line.event.scope}'}"
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")

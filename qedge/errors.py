@@ -6,6 +6,7 @@ QEdgeError
 │   │   ├── UnknownKey           a key or kind nobody knows (nearest name offered)
 │   │   └── NotInThisVersion     a known name that this version does not carry out
 │   ├── InvalidConfig            a setting out of range, or an unknown one
+│   ├── InvalidCommand           a command or option of the command line that there is not
 │   ├── DataError                the data do not fit the job
 │   │   ├── DataNotFound         missing file, column or client
 │   │   ├── InvalidValue         NaN or infinite, not a number
@@ -26,7 +27,7 @@ QEdgeError
 │   │   └── MethodNotAllowed     an endpoint that does not take this method
 │   ├── PortInUse                the port is taken
 │   ├── AddressUnreachable       the Ray address or the endpoint does not answer
-│   ├── HomeUnusable             QEDGE_HOME cannot be written
+│   ├── HomeUnusable             QEDGE_HOME cannot be written, or is on the wrong node of a cluster
 │   └── InvalidKey               a key file others can read, or something that is not a key
 ├── Tampered                     exit 2: something signed or chained was altered
 │   ├── LedgerTampered, LogTampered, ReceiptTampered, CheckpointTampered, ArtifactTampered
@@ -98,6 +99,12 @@ class InvalidConfig(Refused):
     """A setting that is unknown or out of range."""
 
     code = "config.invalid"
+
+
+class InvalidCommand(Refused):
+    """A command, option or argument that the command line does not take."""
+
+    code = "command.invalid"
 
 
 class DataError(Refused):
@@ -221,7 +228,7 @@ class AddressUnreachable(Refused):
 
 
 class HomeUnusable(Refused):
-    """QEDGE_HOME cannot be created or written."""
+    """QEDGE_HOME cannot be created or written, or is not where the cluster keeps its state."""
 
     code = "home.unusable"
 

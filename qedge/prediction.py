@@ -1,8 +1,12 @@
-"""Rows for a served model: a table's, or the held-out rows of a job."""
+"""Rows for a served model, a table's or the held-out rows of a job, and its answers as a file."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,10 @@ from qedge.data.federation import load, standardised
 from qedge.errors import DataError, InvalidRequest
 from qedge.job import TrainingJob
 from qedge.sdk import ModelMetadata
+from qedge.storage import write_atomically
+
+COLUMNS = ("row", "label", "probability")
+Answers = Sequence[tuple[int, str | int, float]]
 
 
 def feature_names(model: ModelMetadata) -> tuple[str, ...]:
@@ -68,3 +76,49 @@ def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | 
         raise DataError("the job holds out no rows: give data.test, a share of each client's rows or a file")
     labels = [federation.schema.labels[index] for index in federation.test.labels]
     return federation.test_raw, labels
+
+
+def refuse_output(path: Path) -> None:
+    """Refuse a file for answers that could not be written, before anything is asked.
+
+    Raises:
+        InvalidRequest: an ending that says no known format, or a place where no file can be made.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise InvalidRequest(f"--output {path}: '{path.suffix}' is no known format; accepted: {', '.join(_WRITERS)}", given=str(path))
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"--output {path}: no file can be written there; give one in a folder that is there", given=str(path))
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write (row, label, its probability) as the ending of `path` says: all of them, or nothing.
+
+    Raises:
+        InvalidRequest: as `refuse_output`. StorageFull, HomeUnusable: it cannot be written; an older file is as it was.
+    """
+    refuse_output(path)
+    write_atomically(path, _WRITERS[path.suffix.lower()](answers))
+
+
+def _as_csv(answers: Answers) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *answers])
+    return text.getvalue().encode()
+
+
+def _as_json(answers: Answers) -> bytes:
+    return json.dumps([dict(zip(COLUMNS, answer, strict=True)) for answer in answers]).encode() + b"\n"
+
+
+def _as_parquet(answers: Answers) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    sink = pa.BufferOutputStream()
+    columns = ([answer[place] for answer in answers] for place in range(len(COLUMNS)))
+    pyarrow.parquet.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), sink)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+_WRITERS: dict[str, Callable[[Answers], bytes]] = {".csv": _as_csv, ".json": _as_json, ".parquet": _as_parquet}

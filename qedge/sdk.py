@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, JsonValue, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from qedge.errors import AddressUnreachable, Failed, InvalidRequest, QEdgeError, UnknownModel
+from qedge.errors import AddressUnreachable, Failed, InvalidConfig, InvalidRequest, QEdgeError, UnknownModel
 
 Labels = NDArray[np.int64] | NDArray[np.str_]
 
@@ -71,6 +71,12 @@ class Prediction:
     version: str
     receipt: str
 
+    @property
+    def probability(self) -> NDArray[np.float32]:
+        """[rows] float32: of each row's label, which is the one that the model finds most probable."""
+        found: NDArray[np.float32] = self.probabilities.max(axis=1)
+        return found
+
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -100,8 +106,12 @@ class Client:
     """A connection to one endpoint. Use it as a context manager, or `close` it. Safe to share between threads."""
 
     def __init__(self, url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> None:
-        """`url`: of the endpoint, e.g. http://127.0.0.1:8000; `transport`: another way there, e.g. an application in process."""
-        self.url = url.rstrip("/")
+        """`url`: of the endpoint, e.g. http://127.0.0.1:8000; `transport`: another way there, e.g. an application in process.
+
+        Raises:
+            InvalidConfig: something that is no http or https URL.
+        """
+        self.url = _endpoint(url)
         self._http = httpx.Client(base_url=self.url, timeout=timeout_s, transport=transport, trust_env=False)
 
     def __enter__(self) -> Client:
@@ -196,9 +206,20 @@ class Client:
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
             return self._http.request(method, path, content=body, headers=headers)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+        except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
             raise AddressUnreachable(f"{self.url} does not answer: {reason}", address=self.url) from None
+
+
+def _endpoint(url: str) -> str:
+    try:
+        parts = httpx.URL(url)
+        accepted = parts.scheme in ("http", "https") and parts.host and (parts.port is None or 0 < parts.port < 65536)
+    except (httpx.InvalidURL, ValueError):
+        accepted = False
+    if not accepted:
+        raise InvalidConfig(f"'{url}' is no endpoint; accepted: http://HOST:PORT or https://HOST:PORT, as http://127.0.0.1:8000", given=url)
+    return url.rstrip("/")
 
 
 def _path(name: str, version: str | None) -> str:

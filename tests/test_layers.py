@@ -44,6 +44,7 @@ ROWS = {
     "recovery": RECORDS,
     "runs": RUNS,
     "display": TOP,
+    "record_commands": TOP,
     "cli": TOP,
     "__main__": TOP,
     "demo": TOP,

@@ -295,8 +295,18 @@ def test_batch_norm_is_refused_wherever_it_hides(layer: nn.Module) -> None:
         refuse_if_not_private(hidden)
 
 
-def test_normalisation_of_each_example_alone_is_accepted() -> None:
-    refuse_if_not_private(nn.Sequential(nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.InstanceNorm1d(3), nn.Dropout()))
+def test_normalisation_of_each_example_alone_is_accepted_and_with_running_statistics_it_is_not() -> None:
+    alone = [nn.GroupNorm(1, 3), nn.LayerNorm(3), nn.InstanceNorm1d(3), nn.Dropout()]
+    assert [layer for layer in alone if _is_refused(nn.Sequential(layer))] == []
+    assert _is_refused(nn.Sequential(*alone, nn.InstanceNorm1d(3, track_running_stats=True)))
+
+
+def _is_refused(module: nn.Module) -> bool:
+    try:
+        refuse_if_not_private(module)
+    except ModelError:
+        return True
+    return False
 
 
 def test_one_example_does_not_reach_another_through_a_built_in_model() -> None:

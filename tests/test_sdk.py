@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qedge.errors import AddressUnreachable, Failed, InvalidRequest, RequestTooLarge, UnknownModel
+from qedge.errors import AddressUnreachable, Failed, InvalidConfig, InvalidRequest, RequestTooLarge, UnknownModel
 from qedge.sdk import Client
 from qedge.security.keys import Keys
 from serve_apps.inference import InferenceServer, ModelFolder
@@ -141,6 +141,13 @@ def test_nothing_there_is_unreachable(tmp_path: Path) -> None:
         assert not client.ready("mail")
         with pytest.raises(AddressUnreachable, match=r"127\.0\.0\.1:9"):
             client.infer("mail", np.zeros((1, FEATURES)))
+
+
+@pytest.mark.parametrize("url", ["", "foo", "127.0.0.1:8000", "ftp://host", "http://", "http://[::1", "http://host:99999", "http://host:x"])
+def test_a_url_that_is_none_is_refused_with_what_was_given_and_what_would_be_accepted(url: str) -> None:
+    with pytest.raises(InvalidConfig, match=r"accepted: http://HOST:PORT") as refused:
+        Client(url)
+    assert refused.value.facts["given"] == url
 
 
 @pytest.mark.parametrize(

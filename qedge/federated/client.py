@@ -8,16 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from qedge.data.federation import Rows
-from qedge.federated.kernels import ClientBatches, build_kernel, plan_steps, single_thread
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
+from qedge.kernels.batches import ClientBatches, plan, single_thread
+from qedge.kernels.choice import build_kernel
 from qedge.models import build, set_parameters
 from qedge.privacy.clipping import Grid, add_exactly, fixed_point, to_grid
+
+AHEAD_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,19 @@ class FederatedClient:
         self.test = test
         self.module = build(spec.model, spec.features, spec.classes, spec.seed)
         self.kernel = build_kernel(spec.kernel, self.module, spec.algorithm, private=spec.grid is not None)
+        self.ahead: dict[tuple[int, bytes], Any] = {}
+
+    def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
+        """Gather what a later `partial_sum` of that round will train on, as far as 64 MiB go; it finds the same without."""
+        room = AHEAD_BYTES
+        self.ahead = {}
+        with single_thread():
+            for chunk in chunks:
+                rows = int((self.train.offsets[chunk + 1] - self.train.offsets[chunk]).sum())
+                room -= rows * self.train.features[:1].nbytes
+                if room < 0:
+                    break
+                self.ahead[round_number, chunk.tobytes()] = self._prepared(round_number, chunk)
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray]) -> PartialSum:
         """Train every client of every chunk from `weights`, [params] float32, and sum their integers.
@@ -81,14 +98,18 @@ class FederatedClient:
         return total
 
     def _chunk_sum(self, round_number: int, weights: np.ndarray, chunk: np.ndarray) -> PartialSum:
-        clients = [self._batches(round_number, int(client)) for client in chunk]
-        updates = self.kernel.updates(weights, clients)
+        prepared = self.ahead.pop((round_number, chunk.tobytes()), None)
+        updates = self.kernel.updates(weights, self._prepared(round_number, chunk) if prepared is None else prepared)
         if self.spec.grid is None:
-            counts = [min(len(client.labels), self.spec.algorithm.max_weight) for client in clients]
+            rows = self.train.offsets[chunk + 1] - self.train.offsets[chunk]
+            counts = np.minimum(rows, self.spec.algorithm.max_weight).tolist()
             return PartialSum(fixed_point(updates, counts), sum(counts))
         key = self.spec.key.derive("rounding", round_number, int(chunk[0]))
         rounded = to_grid(updates, self.spec.grid, key.generator(), lambda row: key.derive("again", row).generator())
         return PartialSum(rounded.sum(axis=0), len(chunk))
+
+    def _prepared(self, round_number: int, chunk: np.ndarray) -> Any:
+        return self.kernel.prepare([self._batches(round_number, int(client)) for client in chunk])
 
     def _batches(self, round_number: int, client: int) -> ClientBatches:
         features, labels = self.train.of(client)
@@ -96,4 +117,4 @@ class FederatedClient:
         def generator() -> np.random.Generator:
             return self.spec.key.derive("steps", round_number, client).generator()
 
-        return ClientBatches(features, labels, plan_steps(len(labels), self.spec.algorithm, generator))
+        return plan(features, labels, self.spec.algorithm, generator)

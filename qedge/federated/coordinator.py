@@ -26,13 +26,14 @@ from qedge.federated.client import ClientSpec
 from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.fedavg import ServerState
 from qedge.federated.guarantee import EVALUATION_ROWS, charged_evaluation
-from qedge.federated.kernels import single_thread
 from qedge.federated.run_folder import RunFolder, data_digest, recorded_guarantee, terms_digest
 from qedge.federated.selection import draw_cohort, expected_cohort
 from qedge.federated.workers import Workers, make_chunks
 from qedge.federated.write_ahead import Release, WriteAhead
+from qedge.kernels.batches import single_thread
 from qedge.models import build, parameters_vector, set_parameters
 from qedge.privacy.clipping import FIXED_STEP, from_grid
+from qedge.privacy.filter import most_epsilon
 from qedge.privacy.mechanisms import DiscreteGaussian, NoiseSource, SystemNoise
 from qedge.records import Records
 
@@ -81,10 +82,11 @@ class Coordinator:
         self.scope = str(record["scope"]) if record.get("scope") else None
         self.epoch = self._take_over(str(record.get("data")))
         # The whole plan is held: what its rounds commit does not change what is left beyond it.
-        self.left = records.ledger.scope(self.scope).left if self.scope else None
+        self.left = most_epsilon(records.ledger.scope(self.scope)) if self.scope else None
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
         self.measured = set(folder.metrics_by_round())
         self.seconds: list[float] = []
+        self.drawn: tuple[int, list[np.ndarray]] = (0, [])
         self.scribe = ThreadPoolExecutor(1, thread_name_prefix="audit-log")
 
     def train(self) -> ServerState:
@@ -93,8 +95,8 @@ class Coordinator:
         Raises:
             RoundFailed, Diverged, StorageFull: the run can be resumed; Fenced: another coordinator has it; CheckpointTampered.
         """
-        state = self._restore()
         self.on_event(Phase(self.folder.run, "training"))
+        state = self._restore()
         saved = time.monotonic()
         while state.round < self.job.rounds:
             begun = time.perf_counter()
@@ -177,11 +179,9 @@ class Coordinator:
 
     def _round(self, state: ServerState) -> tuple[ServerState, Measured]:
         number = state.round + 1
-        cohort = draw_cohort(self.job.cohort, len(self.federation.clients), self.key, number)
-        # Under privacy who shares a chunk must not depend on anybody's rows.
-        chunks = make_chunks(cohort, None if self.guarantee else self.rows, self.chunk)
-        partial = self.workers.partial_sum(number, state.weights, chunks, self.job.cohort.deadline_s)
+        partial = self.workers.partial_sum(number, state.weights, self._chunks(number), self.job.cohort.deadline_s)
         if self.noise_table is None:
+            self._prepare(number + 1)
             after = self._apply(state, partial.total, weight=partial.weight)
             return after, self.evaluate_public(after)
         total = partial.total + self.noise_table.sample(len(state.weights), self.noise)
@@ -190,11 +190,25 @@ class Coordinator:
         # when both are done.
         charged = self.scribe.submit(self._charge, release)
         try:
+            self._prepare(number + 1)
             after = self._apply(state, release.total)
             measured = self.evaluate_public(after)
         finally:
             charged.result()  # whatever became of the sum, nobody hears of it before it is charged
         return after, measured
+
+    def _chunks(self, number: int) -> list[np.ndarray]:
+        """Who trains in a round, as pieces of work."""
+        if self.drawn[0] != number:
+            cohort = draw_cohort(self.job.cohort, len(self.federation.clients), self.key, number)
+            # Under privacy who shares a chunk must not depend on anybody's rows.
+            self.drawn = number, make_chunks(cohort, None if self.guarantee else self.rows, self.chunk)
+        return self.drawn[1]
+
+    def _prepare(self, number: int) -> None:
+        """Have the workers make a round ready; a cohort does not depend on the weights it will train from."""
+        if number <= self.job.rounds:
+            self.workers.prepare(number, self._chunks(number))
 
     def _charge(self, release: Release) -> None:
         """Write a release ahead, then commit its digest."""

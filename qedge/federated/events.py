@@ -17,8 +17,8 @@ class Phase:
 class RoundFinished:
     """A round is over.
 
-    expected_cohort: q·N, never the realised size; epsilon: spent by this run's releases; left: what its scope has left
-    beyond this run's plan; accuracy and loss: on rows declared public, else None.
+    expected_cohort: q·N, never the realised size; epsilon: spent by this run's releases; left: the most that a new job may ask of
+    its scope beyond this run's plan; accuracy and loss: on rows declared public, else None.
     """
 
     run: str

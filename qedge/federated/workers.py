@@ -20,6 +20,9 @@ class Workers(Protocol):
             RoundFailed: it could not be had by the deadline, however often the lost part was run again.
         """
 
+    def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
+        """Say what the next `partial_sum` will ask for, so that it can be made ready meanwhile; nobody waits for it."""
+
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
         """See `FederatedClient.correct_counts`."""
 
@@ -33,6 +36,10 @@ class LocalWorkers:
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray], deadline_s: float) -> PartialSum:
         """See `Workers.partial_sum`; a process that trains by itself has nobody to wait for, so the deadline does not bind."""
         return self.client.partial_sum(round_number, weights, chunks)
+
+    def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
+        """See `Workers.prepare`; done here and now, while another thread waits for the disk."""
+        self.client.prepare(round_number, chunks)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
         """See `Workers.correct_counts`."""

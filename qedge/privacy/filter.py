@@ -11,10 +11,11 @@ privacy filters and odometers with Rényi differential privacy", 2021.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qedge.errors import BudgetExceeded, InvalidPrivacy
-from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, frozen_order
+from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, frozen_order
 from qedge.privacy.ledger_events import Plan, Scope
 
 UNIT, RELATION = "client", "zero-out"
@@ -89,25 +90,51 @@ def refuse_thawing(scope: Scope, **given: object) -> None:
             )
 
 
+def room(scope: Scope) -> int:
+    """Nanos at the scope's order that a new plan may cost; below zero where the budget was lowered under what is reserved."""
+    return allowance(scope.epsilon, scope.delta, scope.order) - _reserved(scope)
+
+
+def most_epsilon(scope: Scope) -> float:
+    """The largest epsilon that one new job may ask at the scope's delta and order and be held; 0.0 when nothing more fits.
+
+    It is no difference of epsilons: costs add as Rényi divergence, and each job's epsilon pays the conversion anew, so that this
+    and what is reserved may come to more than the budget.
+    """
+    left = room(scope)
+    if left <= 0:
+        return 0.0
+    return epsilon_of(left, scope.order, scope.delta) if _reserved(scope) else scope.epsilon
+
+
 def refuse_over_budget(scope: Scope, plan: Plan) -> None:
     """The filter: held + committed + plan at the frozen order, against the most that converts to the budget.
 
     Raises:
-        BudgetExceeded: with what is left, what was asked, and how many of the plan's rounds would fit.
+        BudgetExceeded: with what was asked, what one job may ask at most, and how many of the plan's rounds would fit.
     """
-    reserved = (scope.held + scope.committed).at(scope.order)
-    room = allowance(scope.epsilon, scope.delta, scope.order) - reserved
-    if plan.cost.at(scope.order) <= room:
+    left = room(scope)
+    if plan.cost.at(scope.order) <= left:
         return
     each = plan.per_round.at(scope.order)
     final = plan.final.at(scope.order) if plan.final else 0
-    fit = max(0, (room - final) // each) if each else 0
+    fit = max(0, (left - final) // each) if each else 0
     raise BudgetExceeded(
         f"the plan does not fit scope '{scope.name}': its {plan.rounds} rounds alone come to epsilon {scope.epsilon_of(plan.cost):.4g}, "
-        f"and {scope.left:.4g} of {scope.epsilon:g} is left; {fit} rounds of it would fit",
+        f"and beside the {scope.reserved:.4g} of {scope.epsilon:g} that is spent or held, a new job may ask at most "
+        f"{rounded_down(most_epsilon(scope))}; {fit} rounds of it would fit",
         scope=scope.name,
         epsilon=scope.epsilon,
-        left=scope.left,
+        new_job_epsilon=most_epsilon(scope),
         asked=scope.epsilon_of(plan.cost),
         rounds_that_fit=fit,
     )
+
+
+def rounded_down(epsilon: float) -> str:
+    """An epsilon in four digits after the point that still fits: rounding to the nearest could ask for more than there is."""
+    return f"{math.floor(epsilon * 10**4) / 10**4:g}"
+
+
+def _reserved(scope: Scope) -> int:
+    return (scope.held + scope.committed).at(scope.order)

@@ -148,11 +148,6 @@ class Scope:
         """Epsilon of what was released and what is held."""
         return self.epsilon_of(self.held + self.committed)
 
-    @property
-    def left(self) -> float:
-        """Epsilon that is neither spent nor held, at least 0.0. Costs add as Rényi divergence, not as epsilon."""
-        return max(0.0, self.epsilon - self.reserved)
-
     def epsilon_of(self, cost: RenyiCost) -> float:
         """A cost as epsilon at the scope's order and delta."""
         nanos = cost.at(self.order)

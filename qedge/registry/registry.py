@@ -82,18 +82,15 @@ class Registry:
             UnknownModel: no such model, alias or version; the nearest known name is offered.
             RegistryUnavailable: MLflow does not answer.
         """
-        parts = _REFERENCE.fullmatch(reference)
-        if parts is None:
-            raise UnknownModel(f"'{reference}' names no model; accepted: NAME, NAME@alias or NAME/version", given=reference)
-        name, alias = parts["name"], parts["alias"]
+        name, alias, version = split_reference(reference)
         if self._nothing_yet():
             raise UnknownModel(f"no model '{name}'; none has been registered yet", given=reference)
         with connection(self._settings) as client:
             aliases = aliases_of(client, name)
             if alias is not None and alias not in aliases:
                 raise UnknownModel(f"model '{name}' has no alias '{alias}'; {nearest(alias, aliases)}", given=reference)
-            number = aliases[alias] if alias is not None else parts["version"]
-            where = f"name='{name}'" + (f" and version_number={int(number)}" if number is not None else "")
+            number = aliases[alias] if alias is not None else version
+            where = f"name='{name}'" + (f" and version_number={number}" if number is not None else "")
             found = client.search_model_versions(where, max_results=1, order_by=["version_number DESC"])
             if not found:
                 known = [str(version.version) for version in client.search_model_versions(f"name='{name}'")]
@@ -179,6 +176,18 @@ class Registry:
         """Whether the local store was never written: then there is nothing to ask, and no need to create it."""
         uri = self._settings.mlflow_uri
         return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def split_reference(reference: str) -> tuple[str, str | None, int | None]:
+    """Name, alias and version of `NAME`, `NAME@alias` or `NAME/3`.
+
+    Raises:
+        UnknownModel: it is none of them.
+    """
+    parts = _REFERENCE.fullmatch(reference)
+    if parts is None:
+        raise UnknownModel(f"'{reference}' names no model; accepted: NAME, NAME@alias or NAME/version", given=reference)
+    return parts["name"], parts["alias"], int(parts["version"]) if parts["version"] else None
 
 
 def aliases_of(client: MlflowClient, name: str) -> dict[str, int]:

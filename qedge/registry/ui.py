@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 
 from qedge.config import Settings
-from qedge.errors import PortInUse
+from qedge.errors import PortInUse, RegistryUnavailable
 
 
 def serve_ui(settings: Settings, port: int) -> None:
-    """Run the UI on 127.0.0.1 until it ends or is interrupted.
+    """Run the UI on 127.0.0.1 until this process is told to end (SIGINT, SIGTERM, SIGHUP). For the main thread.
 
     Raises:
         PortInUse: something listens there already.
+        RegistryUnavailable: the UI could not be started, or ended by itself.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -31,9 +35,18 @@ def serve_ui(settings: Settings, port: int) -> None:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
-    child = subprocess.Popen(command, env=os.environ | variables)
-    try:
-        child.wait()
-    except KeyboardInterrupt:
-        child.terminate()
-        child.wait()
+    # In a group of its own: Ctrl-C in the terminal reaches us alone, and the server with its worker is then ended in order.
+    child = subprocess.Popen(command, env=os.environ | variables, process_group=0)
+    told = threading.Event()
+
+    def end(*_: object) -> None:
+        told.set()
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGTERM)
+
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(ending) != signal.SIG_IGN:  # as nohup leaves one
+            signal.signal(ending, end)
+    code = child.wait()
+    if not told.is_set():
+        raise RegistryUnavailable(f"the MLflow UI ended by itself with {code}; what it said stands above")

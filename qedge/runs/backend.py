@@ -48,8 +48,9 @@ def carry_out(run: str, settings: Settings, make_workers: MakeWorkers, on_event:
         raise
     except Refused as error:  # what was refused before anything was held is for `prepare`; by now something may be charged
         raise Failed(f"run {run} cannot go on: {error.message}", run=run, cause=error.code) from error
-    finally:
+    else:
         on_event(Phase(run, "publishing"))
+    finally:  # of a run that failed, what there is
         publisher.finish(PUBLISH_TIMEOUT_S)
     return result
 

@@ -5,6 +5,7 @@ Everything can be repeated: a run that was cut off here goes on with whatever is
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from qedge.models import set_parameters
 from qedge.privacy.accounting import ORDERS
 from qedge.records import Records
 from qedge.storage import write_atomically
+from qedge.uncertainty import plus_minus, rounded
 
 _FILES = ("model.onnx", "weights.safetensors", "card.json")
 TRUST_MODEL = (
@@ -47,9 +49,11 @@ def complete(coordinator: Coordinator, state: ServerState, tell: Callable[[Event
     folder, records, guarantee = coordinator.folder, coordinator.records, coordinator.guarantee
     tell(Phase(folder.run, "evaluating"))
     accuracy, loss = coordinator.evaluate_public(state)
+    deviation = None
     if guarantee is not None:
         if accuracy is None:
             accuracy = coordinator.evaluate_charged(state)
+            deviation = _evaluation_deviation(guarantee, len(coordinator.federation.clients))
         records.ledger.close(folder.run, coordinator.epoch, give_back=True)
     issued = None
     if coordinator.noise.for_tests:
@@ -58,7 +62,7 @@ def complete(coordinator: Coordinator, state: ServerState, tell: Callable[[Event
         tell(Phase(folder.run, "exporting"))
         issued = _issue(coordinator, state)
         records.log.append("run.finished", run=folder.run, receipt=issued.id)
-    result = _result(coordinator, accuracy, loss, issued)
+    result = _result(coordinator, accuracy, deviation, loss, issued)
     folder.write("result.json", result)
     return result
 
@@ -69,11 +73,25 @@ def record_failure(folder: RunFolder, records: Records, error: QEdgeError) -> No
     records.log.append("run.failed", run=folder.run, code=error.code)
 
 
-def _result(coordinator: Coordinator, accuracy: float | None, loss: float | None, issued: receipt.Receipt | None) -> Json:
+def _evaluation_deviation(guarantee: Guarantee, clients: int) -> float | None:
+    """One standard deviation, at most, of the noise on the accuracy of the charged evaluation; public, as all that it follows from.
+
+    The noise is on a count to which every client adds up to K; the accuracy is that count over K·clients.
+    """
+    variance = guarantee.evaluation_variance
+    return None if variance is None else math.sqrt(variance) / (EVALUATION_ROWS * clients)
+
+
+def _result(
+    coordinator: Coordinator, accuracy: float | None, deviation: float | None, loss: float | None, issued: receipt.Receipt | None
+) -> Json:
     job, guarantee = coordinator.job, coordinator.guarantee
     epsilon = guarantee.epsilon(job.rounds, evaluated=True) if guarantee else None
-    measured = {"final_accuracy": accuracy, "final_loss": loss, "final_epsilon": epsilon}
+    shown = None if accuracy is None else rounded(accuracy, deviation)
+    measured = {"final_accuracy": shown, "final_accuracy_std": deviation, "final_loss": loss, "final_epsilon": epsilon}
     tags: dict[str, JsonValue] = {"qedge.receipt_id": issued.id if issued else "none"}
+    if accuracy is not None and deviation is not None:
+        tags["qedge.accuracy"] = plus_minus(accuracy, deviation)
     if guarantee is not None and epsilon is not None:
         tags |= {"qedge.epsilon": decimal(epsilon), "qedge.delta": decimal(guarantee.delta), "qedge.scope": coordinator.scope or ""}
         roster = guarantee.roster_epsilon()
@@ -87,6 +105,7 @@ def _result(coordinator: Coordinator, accuracy: float | None, loss: float | None
         "summary": {
             "model": job.name,
             "accuracy": accuracy,
+            "accuracy_std": deviation,
             "loss": loss,
             "epsilon": epsilon,
             "delta": guarantee.delta if guarantee else None,

@@ -23,10 +23,10 @@ from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
 from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, UnknownScope
 from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
-from qedge.federated.kernels import choose_kernel
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
 from qedge.federated.selection import expected_cohort
 from qedge.job import TrainingJob
+from qedge.kernels.choice import choose_kernel
 from qedge.models import build, parameters_vector, refuse_if_not_private
 from qedge.privacy.ledger import Opening, Plan
 from qedge.records import Records

@@ -23,19 +23,23 @@ from qedge.federated.run_folder import Json, RunFolder, mapping
 from qedge.job import TrainingJob
 from qedge.runs.preparation import prepare, reopen
 
+_SUMMARY = ("model", "accuracy", "accuracy_std", "loss", "epsilon", "delta", "rounds", "clients", "receipt")
+
 
 @dataclass(frozen=True)
 class TrainingResult:
     """What a finished run comes to.
 
     version: in the registry, or None while it has not been published; accuracy and loss: None where nothing was evaluated;
-    epsilon, delta: of the released models, as the ledger counts them, or None without privacy; clients: in the federation.
+    accuracy_std: one standard deviation of the noise on an accuracy that was charged, None where it has none; epsilon, delta: of
+    the released models, as the ledger counts them, or None without privacy; clients: in the federation.
     """
 
     run_id: str
     model: str
     version: int | None
     accuracy: float | None
+    accuracy_std: float | None
     loss: float | None
     epsilon: float | None
     delta: float | None
@@ -92,11 +96,8 @@ def train(
     if (job is None) == (resume is None):
         raise InvalidConfig("train takes either a job or resume=RUN")
     with _backend(backend)(settings) as runner:
-        if job is not None:
-            on_event(Phase(job.name, "preparing"))
-            folder = prepare(job, settings)
-        else:
-            folder = reopen(str(resume), settings)
+        on_event(Phase(job.name if job else str(resume), "preparing"))
+        folder = prepare(job, settings) if job else reopen(str(resume), settings)
         result = folder.read("result.json") or runner.run(folder.run, on_event)
     return _result(folder, mapping(result["summary"]), time.perf_counter() - begun)
 
@@ -112,7 +113,7 @@ def _backend(name: str) -> Callable[[Settings], Backend]:
 def _result(folder: RunFolder, result: Json, seconds: float) -> TrainingResult:
     """The run's result with the version that the registry gave it, once it has."""
     version = (folder.read("published.json") or {}).get("version")
-    known = {name: result.get(name) for name in ("model", "accuracy", "loss", "epsilon", "delta", "rounds", "clients", "receipt")}
+    known = {name: result.get(name) for name in _SUMMARY}
     return TrainingResult(
         run_id=folder.run,
         version=int(str(version)) if version is not None else None,

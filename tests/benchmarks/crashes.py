@@ -1,9 +1,10 @@
 """Processes of a private run on Ray killed with SIGKILL at random moments: its coordinator, one of its client actors, its driver.
 
 Afterwards, and after `qedge train --resume` where the driver died, the run must be finished; the ledger must hold rounds 1 to T, each
-once, at T times what a round costs and nothing more; and every noised sum that was on disk when the process died must be the one that
-was charged: noise is never drawn twice for one round. Each run has a home of its own. Coordinators and clients die on one Ray that
-stays up; drivers in turns on that Ray, where the coordinator outlives them, and on one of their own, which must end with them.
+once, at T times what a round costs and nothing more; and every noised sum that was on disk or charged when the process died must be the
+one that is charged in the end: noise is never drawn twice for one round. Each run has a home of its own. Coordinators and clients die on
+one Ray that stays up; drivers in turns on that Ray, where the coordinator outlives them, and on one of their own, which must end with
+them.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ VICTIMS = {"coordinator": "ray::CoordinatorActor", "client": "ray::FederatedClie
 PATIENCE_S = 300.0
 _LOOK_EVERY_S = 0.002
 
+Releases = frozenset[tuple[int, str]]  # round and digest
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -60,12 +63,11 @@ class Crash:
 
 @dataclass(frozen=True)
 class Killed:
-    """A run that lost a process and ended. written: digests of the noised sums on disk at the kill, by round; checkpoint: whether there
-    was one then; wrong: what went wrong on the way to its end; seconds: from the kill to there."""
+    """A run that lost a process and ended. known: round and digest of every release there was at the kill; wrong: what went wrong on the
+    way to its end; seconds: from the kill to there."""
 
     run: str
-    written: dict[int, str]
-    checkpoint: bool
+    known: Releases
     wrong: list[str]
     seconds: float
 
@@ -118,7 +120,7 @@ def crash(victim: str, job: TrainingJob, folder: Path, cluster: Cluster | None, 
         home = new_home(folder)
         killed = run_and_kill(victim, moment, job, home, cluster)
         if killed is not None:
-            wrong = killed.wrong or what_is_wrong(home, killed.run, killed.written)
+            wrong = killed.wrong or what_is_wrong(home, killed.run, killed.known)
             return Crash(moment, wrong, killed.seconds)
 
 
@@ -153,7 +155,7 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
         begun = time.monotonic()
         process.wait(PATIENCE_S)
         (run,) = run_ids(home)
-        written, checkpoint = _on_disk(home, run), RunFolder(home, run).checkpoint.exists()
+        known = known_releases(home, run)
         if victim == "driver":
             driver = started.enter_context(_begun(home, variables, "train", "--resume", run, "--backend", backend))
         output, _ = driver.communicate(timeout=PATIENCE_S)
@@ -164,11 +166,11 @@ def run_and_kill(victim: str, moment: Moment, job: TrainingJob, home: Path, clus
         wrong.append(f"qedge train ended with {driver.returncode}: {_shown(home)}")
     elif json.loads(output.splitlines()[-1])["run_id"] != run:
         wrong.append(f"another run than {run} was finished: {output}")
-    return Killed(run, written, checkpoint, wrong, seconds)
+    return Killed(run, known, wrong, seconds)
 
 
-def what_is_wrong(home: Path, run: str, written: Mapping[int, str]) -> list[str]:
-    """Everything about a finished run that is not as if nothing had happened. written: digests on disk at the kill, by round."""
+def what_is_wrong(home: Path, run: str, known: Releases) -> list[str]:
+    """Everything about a finished run that is not as if nothing had happened. known: every release there was at the kill."""
     records, folder = Records.open(home), RunFolder.open(home, run)  # opening verifies the ledger's and the log's chains
     rounds, guarantee = folder.job().rounds, recorded_guarantee(folder)
     result = folder.read("result.json")
@@ -186,8 +188,8 @@ def what_is_wrong(home: Path, run: str, written: Mapping[int, str]) -> list[str]
         f"still held: {scope.held}": scope.held == RenyiCost.zero(),
         f"metrics are of rounds {metrics}": metrics == wanted,
     }
-    lost = [number for number, digest in written.items() if releases.get(number) != digest]
-    checks[f"of rounds {lost} another sum was charged than the one on disk at the kill"] = not lost
+    lost = sorted({number for number, digest in known if releases.get(number) != digest})
+    checks[f"of rounds {lost} another sum is charged than the one there was at the kill"] = not lost
     verify(Receipt.read(folder.model / FILE), records.keys.public, folder.model)
     return [complaint for complaint, holds in checks.items() if not holds]
 
@@ -252,16 +254,20 @@ def _lasting_children(pid: int) -> list[psutil.Process]:
     return found
 
 
-def _on_disk(home: Path, run: str) -> dict[int, str]:
-    """Digests of the noised sums that are written ahead, by round: the last of each. Read from a copy, as reading cuts a torn end off."""
+def known_releases(home: Path, run: str) -> Releases:
+    """Every release of a run there is: the noised sums written ahead, and those the ledger has charged.
+
+    The file first: what a living coordinator drops from it meanwhile, behind a checkpoint, the ledger has by then. Read from a copy, as
+    reading cuts a torn end off.
+    """
     records, folder = Records.open(home), RunFolder.open(home, run)
     copy = home / "releases.copy"
-    try:
+    copy.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # a checkpoint covers all there was
         shutil.copy(folder.releases, copy)
-    except FileNotFoundError:  # a checkpoint covers all there was
-        return {}
-    ahead = WriteAhead(copy, lambda message: records.keys.mac("release", message))
-    return {number: release.digest for number, release in ahead.read({}).items()}
+    ahead = WriteAhead(copy, lambda message: records.keys.mac("release", message)).read({})
+    written = {(number, release.digest) for number, release in ahead.items()}
+    return frozenset(written | set(records.ledger.releases(run).items()))
 
 
 def new_home(folder: Path) -> Path:

@@ -38,6 +38,7 @@ from qedge.errors import (
     UnknownScope,
 )
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, sampled_gaussian
+from qedge.privacy.filter import most_epsilon
 from qedge.privacy.ledger import Ledger, Opening, Plan
 from qedge.security.keys import Keys
 
@@ -82,7 +83,7 @@ def test_a_plan_is_held_committed_release_by_release_and_the_rest_given_back(led
     scope = ledger.scope("digits")
     assert (scope.committed, scope.held) == (ROUND * 2 + flat(7), ROUND * 2)
     assert scope.spent == epsilon_of((ROUND * 2 + flat(7)).at(ORDER), ORDER, DELTA)
-    assert scope.left == scope.epsilon - scope.reserved
+    assert 0 < most_epsilon(scope) < scope.epsilon
     ledger.close("r", epoch, give_back=True)
     assert ledger.scope("digits").held == RenyiCost.zero()
     assert ledger.releases("r") == {1: "digest 1", 2: "digest 2", 5: "digest 5"}
@@ -106,7 +107,13 @@ def test_a_plan_that_does_not_fit_is_refused_whole_and_told_how_many_rounds_woul
     with pytest.raises(BudgetExceeded, match="rounds of it would fit") as caught:
         ledger.hold(plan("r", 10**6, final=flat(room // 2)), prints("a"), opening=None)
     fit = caught.value.facts["rounds_that_fit"]
-    assert caught.value.facts | {"asked": 0} == {"scope": "digits", "epsilon": 8.0, "left": 8.0, "asked": 0, "rounds_that_fit": fit}
+    assert caught.value.facts | {"asked": 0} == {
+        "scope": "digits",
+        "epsilon": 8.0,
+        "new_job_epsilon": 8.0,
+        "asked": 0,
+        "rounds_that_fit": fit,
+    }
     assert ledger.head() == before
     assert ledger.find(prints("a"), None) is None  # nothing was bound
     assert isinstance(fit, int)
@@ -296,7 +303,7 @@ def test_an_epsilon_below_what_is_spent_lets_nothing_more_in(ledger: Ledger) -> 
     ledger.commit("r", 1, "digest", 0)
     scope = ledger.set_budget("digits", epsilon=0.5, actor="ann")
     assert scope.spent > scope.epsilon
-    assert scope.left == 0
+    assert most_epsilon(scope) == 0
     ledger.commit("r", 2, "digest", 0)  # what is held may still be released
     with pytest.raises(BudgetExceeded) as caught:
         ledger.hold(plan("s", 1, per_round=flat(1)), prints("a"), opening=None)

@@ -41,8 +41,13 @@ PASSWORD = "hunter2-of-the-database"
 
 
 def settings_of(home: Path, **changes: object) -> Settings:
-    small = {"cpus": 1, "object_store_bytes": 100 * 2**20, "connect_timeout_s": 3}
+    small = {"cpus": 1, "object_store_bytes": 100 * 2**20}
     return load(environ={}, home=home, serve={"port": free_port()}, cluster=small, **changes)
+
+
+def hasty(settings: Settings, **timeouts_s: float) -> Settings:
+    """The same with less patience."""
+    return settings.model_copy(update={"cluster": settings.cluster.model_copy(update=timeouts_s)})
 
 
 def ask(settings: Settings, mode: str = "join", **variables: str) -> tuple[dict[str, object], dict[str, object]]:
@@ -78,7 +83,7 @@ class TestWithoutRay:
                 pool.submit(_answer_once, other, b"HTTP/1.1 400 Bad Request\r\n\r\n" if behaviour == "chatty" else b"")
             begun = time.monotonic()
             with pytest.raises(AddressUnreachable, match="no Ray answers"):
-                connect(settings_of(tmp_path, address=f"127.0.0.1:{port}"), start=True)
+                connect(hasty(settings_of(tmp_path, address=f"127.0.0.1:{port}"), connect_timeout_s=3), start=True)
             assert time.monotonic() - begun < 15, "the 3 s asked for, and Ray's own imports"
             other.close()
 
@@ -282,6 +287,23 @@ class TestTrouble:
         finally:
             stop_head(settings)
 
+    def test_a_cluster_too_busy_to_answer_is_neither_replaced_nor_ended(self, tmp_path: Path) -> None:
+        settings = settings_of(tmp_path)
+        record = start_head(settings)
+        try:
+            (gcs,) = [process for process in environment.processes_of(record.folder) if process.name() == "gcs_server"]
+            gcs.suspend()
+            busy = hasty(settings, connect_timeout_s=0.5)
+            for ask_it in (head, start_head, lambda given: connect(given, start=True)):
+                with pytest.raises(AddressUnreachable, match=rf"process {record.pid}\) runs at {record.address} and does not answer"):
+                    ask_it(busy)
+            assert "does not answer" in str(status(busy)["cluster"])
+            gcs.resume()
+            assert start_head(settings) == record
+            assert head(settings) == record
+        finally:
+            assert stop_head(settings)
+
     def test_two_processes_that_start_at_once_get_one_cluster(self, tmp_path: Path) -> None:
         settings = settings_of(tmp_path)
         code = "import sys; from actors.cluster import start_head; from qedge.config import Settings; "
@@ -296,9 +318,8 @@ class TestTrouble:
 
     def test_a_start_that_takes_too_long_leaves_nothing(self, tmp_path: Path) -> None:
         settings = settings_of(tmp_path)
-        hasty = settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"start_timeout_s": 0.5})})
         with pytest.raises(Failed, match="start_timeout_s"):
-            start_head(hasty)
+            start_head(hasty(settings, start_timeout_s=0.5))
         assert _of_home(tmp_path) == []
         assert head(settings) is None
 

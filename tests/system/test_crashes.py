@@ -11,7 +11,17 @@ import pytest
 from qedge import TrainingJob
 from qedge.federated.run_folder import RunFolder
 from qedge.records import Records
-from tests.benchmarks.crashes import Cluster, Moment, crash, draw_moment, new_home, run_and_kill, running_cluster, what_is_wrong
+from tests.benchmarks.crashes import (
+    Cluster,
+    Moment,
+    crash,
+    draw_moment,
+    known_releases,
+    new_home,
+    run_and_kill,
+    running_cluster,
+    what_is_wrong,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROUNDS = 40
@@ -41,23 +51,27 @@ def test_the_check_of_a_run_sees_a_sum_that_was_not_charged_and_a_round_that_is_
     tmp_path: Path, make_job: Callable[..., TrainingJob]
 ) -> None:
     """The claims above are as good as this check: it must complain of what did not happen."""
-    home, job, generator = new_home(tmp_path / "home"), make_job(rounds=ROUNDS), random.Random(4)
-    killed = None
+    job, generator, killed = make_job(rounds=ROUNDS), random.Random(4), None
     while killed is None:
-        home = new_home(tmp_path)
-        moment = Moment(generator.randint(1, ROUNDS // 2), 0.0)
+        home, moment = new_home(tmp_path), Moment(generator.randint(1, ROUNDS // 2), 0.0)
         killed = run_and_kill("driver", moment, job, home, None, "serial")
     assert killed.wrong == []
-    assert what_is_wrong(home, killed.run, killed.written) == []
-    assert what_is_wrong(home, killed.run, {3: "0" * 64}) == ["of rounds [3] another sum was charged than the one on disk at the kill"]
+    rounds_known = sorted(number for number, _ in killed.known)
+    assert rounds_known == list(range(1, len(rounds_known) + 1)), "none is missed, whether a checkpoint covers it or not"
+    assert len(rounds_known) >= moment.rounds
+    assert what_is_wrong(home, killed.run, killed.known) == []
+    assert not RunFolder.open(home, killed.run).releases.exists()
+    assert known_releases(home, killed.run) == set(Records.open(home).ledger.releases(killed.run).items())
+    drawn_again = frozenset({*killed.known, (3, "0" * 64)})
+    assert what_is_wrong(home, killed.run, drawn_again) == ["of rounds [3] another sum is charged than the one there was at the kill"]
     folder = RunFolder.open(home, killed.run)
     lines = folder.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
     folder.metrics.write_text("".join(lines[:-1]), encoding="utf-8")
-    assert [complaint[:11] for complaint in what_is_wrong(home, killed.run, {})] == ["metrics are"]
+    assert [complaint[:11] for complaint in what_is_wrong(home, killed.run, killed.known)] == ["metrics are"]
     records = Records.open(home)
     records.ledger.set_budget("another", epsilon=1, delta=0.001, actor="tester")
     with pytest.raises(ValueError, match="too many values"):
-        what_is_wrong(home, killed.run, {})
+        what_is_wrong(home, killed.run, killed.known)
 
 
 def test_moments_cover_the_start_the_rounds_and_the_end() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,25 @@ def test_the_ui_answers_from_its_store_and_the_uri_is_on_no_command_line(tmp_pat
             assert not [line for line in lines if SECRET in line]
         finally:
             process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_ui_with_its_server_and_without_a_traceback(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "qedge", "ui", "--port", str(port), "--home", str(tmp_path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as process:
+        try:
+            assert eventually(lambda: _answers(port), within_s=90)
+            children = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of the command's group
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+    assert "Traceback" not in said
+    assert json.loads(said.splitlines()[-1]) == {"port": port}
+    psutil.wait_procs(children, timeout=20)
+    assert not [child for child in children if child.is_running()]
 
 
 def _answers(port: int) -> bool:

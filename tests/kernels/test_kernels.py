@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qedge.errors import ModelError
-from qedge.federated.kernels import ClientBatches, SequentialKernel, StackedKernel, build_kernel, choose_kernel, plan_steps
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
+from qedge.kernels.batches import ClientBatches, Kernel, plan
+from qedge.kernels.choice import build_kernel, choose_kernel
+from qedge.kernels.sequential import SequentialKernel
+from qedge.kernels.stacked import StackedKernel
 from qedge.models import affine_layers, build, parameters_vector
 from qedge.privacy.clipping import Grid, to_grid
 
@@ -23,13 +26,18 @@ def _algorithm(**values: object) -> Algorithm:
 def _chunk(sizes: list[int], algorithm: Algorithm, features: int, classes: int, seed: int) -> list[ClientBatches]:
     generator = np.random.default_rng(seed)
     return [
-        ClientBatches(
+        plan(
             generator.standard_normal((rows, features), dtype=np.float32),
             generator.integers(0, classes, rows),
-            plan_steps(rows, algorithm, RunKey.from_seed(seed + 1 + k).generator),
+            algorithm,
+            RunKey.from_seed(seed + 1 + k).generator,
         )
         for k, rows in enumerate(sizes)
     ]
+
+
+def _train(kernel: Kernel, weights: np.ndarray, chunk: list[ClientBatches]) -> np.ndarray:
+    return kernel.updates(weights, kernel.prepare(chunk))
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,8 +60,8 @@ def test_stacked_equals_the_sequential_oracle(hidden, features, classes, sizes, 
     chunk = _chunk(sizes, algorithm, features, classes, seed)
     layers = affine_layers(module)
     assert layers is not None
-    slow = SequentialKernel(module, rate).updates(weights, chunk)
-    fast = StackedKernel(layers, rate).updates(weights, chunk)
+    slow = _train(SequentialKernel(module, rate), weights, chunk)
+    fast = _train(StackedKernel(layers, rate), weights, chunk)
     # A ReLU whose input is within rounding of zero may open in one and not in the other: that says nothing of the kernel.
     apart = np.abs(slow - fast).max(axis=1)
     assert np.median(apart) <= 1e-6
@@ -80,11 +88,11 @@ def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_integers(hid
 
     def integers(chunk: list[ClientBatches]) -> np.ndarray:
         rounding = RunKey.from_seed(seed)
-        return to_grid(kernel.updates(weights, chunk), grid, rounding.generator(), lambda row: rounding.derive("again", row).generator())
+        return to_grid(_train(kernel, weights, chunk), grid, rounding.generator(), lambda row: rounding.derive("again", row).generator())
 
     chunk = _chunk(sizes, algorithm, 9, 4, seed)
     emptied = data.draw(st.integers(0, len(sizes) - 1))
-    without = [ClientBatches(c.features[:0], c.labels[:0], []) if k == emptied else c for k, c in enumerate(chunk)]
+    without = [ClientBatches(c.features[:0], c.labels[:0], c.steps[:0, :0]) if k == emptied else c for k, c in enumerate(chunk)]
     others = [k for k in range(len(sizes)) if k != emptied]
     assert (integers(chunk)[others] == integers(without)[others]).all()
 
@@ -92,8 +100,8 @@ def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_integers(hid
 def test_one_linear_step_equals_the_gradient_written_by_hand():
     features, labels = np.array([[1.0, 2.0]], dtype=np.float32), np.array([1])
     weights = np.zeros(6, dtype=np.float32)  # weight [2 classes, 2 features], then bias [2]
-    chunk = [ClientBatches(features, labels, [np.array([0])])]
-    update = StackedKernel([(2, 2)], 1.0).updates(weights, chunk)[0]
+    chunk = [ClientBatches(features, labels, np.array([[0]]))]
+    update = _train(StackedKernel([(2, 2)], 1.0), weights, chunk)[0]
     # softmax(0, 0) - onehot(1) = (1/2, -1/2); gradient of the weight is its outer product with the row.
     np.testing.assert_allclose(update, [-0.5, -1.0, 0.5, 1.0, -0.5, 0.5], atol=1e-7)
 
@@ -103,7 +111,7 @@ def test_a_client_without_rows_changes_nothing(kernel):
     algorithm = _algorithm(kernel=kernel)
     module = build(Model(kind="mlp", hidden=(4,)), 3, 2, 0)
     chunk = _chunk([0, 5], algorithm, 3, 2, 0)
-    updates = build_kernel(kernel, module, algorithm, private=False).updates(parameters_vector(module), chunk)
+    updates = _train(build_kernel(kernel, module, algorithm, private=False), parameters_vector(module), chunk)
     assert not updates[0].any()
     assert updates[1].any()
 
@@ -115,8 +123,8 @@ def test_the_same_chunk_gives_the_same_bits_from_read_only_weights(kernel):
     weights = parameters_vector(module)
     weights.flags.writeable = False
     chunk = _chunk([7, 3, 9], algorithm, 6, 3, 1)
-    first = build_kernel(kernel, module, algorithm, private=False).updates(weights, chunk)
-    second = build_kernel(kernel, build(Model(kind="mlp", hidden=(8,)), 6, 3, 5), algorithm, private=False).updates(weights, chunk)
+    first = _train(build_kernel(kernel, module, algorithm, private=False), weights, chunk)
+    second = _train(build_kernel(kernel, build(Model(kind="mlp", hidden=(8,)), 6, 3, 5), algorithm, private=False), weights, chunk)
     assert first.tobytes() == second.tobytes()
 
 
@@ -124,7 +132,10 @@ def test_the_same_chunk_gives_the_same_bits_from_read_only_weights(kernel):
 @given(rows=st.integers(0, 200), size=st.integers(1, 50), epochs=st.integers(1, 5), cap=st.integers(1, 100), most=st.integers(1, 40))
 def test_steps_keep_the_public_caps_and_see_each_row_once_an_epoch(rows, size, epochs, cap, most):
     algorithm = _algorithm(batch_size=size, local_epochs=epochs, max_rows=cap, max_steps=most)
-    steps = plan_steps(rows, algorithm, RunKey.from_seed(0).generator)
+    numbered = np.arange(rows, dtype=np.float32)[:, None]
+    planned = plan(numbered, np.arange(rows), algorithm, RunKey.from_seed(0).generator)
+    steps = [planned.labels[step[step >= 0]] for step in planned.steps]
+    assert (planned.features[:, 0] == planned.labels).all()
     assert len(steps) <= most
     assert all(1 <= len(step) <= size for step in steps)
     seen = [row for step in steps for row in step]
@@ -152,7 +163,7 @@ def test_training_a_cnn_lowers_its_loss_on_its_own_rows():
     module = build(Model(kind="cnn"), 64, 3, 0)
     weights = parameters_vector(module)
     chunk = _chunk([24], algorithm, 64, 3, 3)
-    after = weights + SequentialKernel(module, 0.2).updates(weights, chunk)[0]
+    after = weights + _train(SequentialKernel(module, 0.2), weights, chunk)[0]
     losses = []
     for vector in (weights, after):
         module.eval()

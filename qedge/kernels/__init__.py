@@ -1,0 +1,1 @@
+"""Local training of a chunk of clients: one mathematics, several ways to compute it."""

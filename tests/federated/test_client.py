@@ -1,0 +1,78 @@
+"""Clients of one node: what is made ready ahead changes when it is computed, never what."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qedge.data.federation import Rows
+from qedge.federated import client as client_module
+from qedge.federated.client import ClientSpec, FederatedClient
+from qedge.federated.randomness import RunKey
+from qedge.job import Algorithm, Model
+from qedge.privacy.clipping import Grid
+
+FEATURES, CLASSES = 5, 3
+
+
+def _client(sizes: list[int], *, private: bool, kernel: str, seed: int = 0) -> FederatedClient:
+    generator = np.random.default_rng(seed)
+    rows = sum(sizes)
+    train = Rows(
+        generator.standard_normal((rows, FEATURES), dtype=np.float32),
+        generator.integers(0, CLASSES, rows),
+        np.cumsum([0, *sizes]),
+    )
+    algorithm = Algorithm.model_validate({"batch_size": 4, "local_epochs": 2, "learning_rate": 0.2, "kernel": kernel})
+    spec = ClientSpec(
+        model=Model(kind="linear"),
+        features=FEATURES,
+        classes=CLASSES,
+        algorithm=algorithm,
+        kernel=kernel,
+        grid=Grid(0.5, (FEATURES + 1) * CLASSES) if private else None,
+        key=RunKey.from_seed(seed),
+        seed=seed,
+    )
+    return FederatedClient(spec, train, None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 11), min_size=4, max_size=9),
+    private=st.booleans(),
+    kernel=st.sampled_from(["stacked", "sequential"]),
+    said=st.sampled_from(["the same", "another round", "other chunks", "a part"]),
+)
+def test_what_was_made_ready_ahead_moves_no_bit(sizes, private, kernel, said):
+    chunks = [np.array([0, 1, 2]), np.arange(3, len(sizes))]
+    weights = np.linspace(-1, 1, (FEATURES + 1) * CLASSES, dtype=np.float32)
+    expected = _client(sizes, private=private, kernel=kernel).partial_sum(7, weights, chunks)
+    ready = _client(sizes, private=private, kernel=kernel)
+    if said == "another round":
+        ready.prepare(6, chunks)
+    else:
+        ready.prepare(7, {"the same": chunks, "other chunks": [np.array([0, 1]), np.array([2, 3])], "a part": chunks[1:]}[said])
+    got = ready.partial_sum(7, weights, chunks)
+    assert got.total.tobytes() == expected.total.tobytes()
+    assert got.weight == expected.weight
+
+
+@pytest.mark.parametrize(("room", "kept"), [(0, 0), (3 * 4 * FEATURES, 1), (1 << 20, 3)])
+def test_no_more_is_made_ready_than_there_is_room_for(monkeypatch, room, kept):
+    monkeypatch.setattr(client_module, "AHEAD_BYTES", room)
+    ready = _client([3, 3, 3], private=False, kernel="stacked")
+    ready.prepare(1, [np.array([k]) for k in range(3)])
+    assert len(ready.ahead) == kept
+
+
+def test_a_round_that_was_made_ready_is_forgotten_once_it_ran_or_another_is_announced():
+    ready = _client([3, 3], private=True, kernel="stacked")
+    chunks = [np.array([0]), np.array([1])]
+    ready.prepare(1, chunks)
+    ready.prepare(2, chunks)
+    assert {number for number, _ in ready.ahead} == {2}
+    ready.partial_sum(2, np.zeros((FEATURES + 1) * CLASSES, dtype=np.float32), chunks)
+    assert not ready.ahead
