@@ -10,8 +10,9 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors.cluster import Connection, connect
-from actors.coordinator import NAMESPACE, CoordinatorActor
+from actors.coordinator import CoordinatorActor
 from actors.nodes import HEAD, refuse_off_head
+from actors.session import NAMESPACE
 from qedge.config import Settings
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase

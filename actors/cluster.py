@@ -7,7 +7,6 @@ is how all of them, and nothing else, are found and ended again.
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -22,13 +21,12 @@ from urllib.parse import urlsplit
 import psutil
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from actors import environment
+from actors import environment, session
 from qedge.config import Settings, ensure_home
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse, QEdgeError
 from qedge.sdk import Client
 from qedge.storage import locked, write_atomically
 
-NAMESPACE = "qedge"
 _PATIENCE_S = 10.0
 _ANY_HOST = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
@@ -316,35 +314,9 @@ def _join(address: str, variables: Mapping[str, str | None], settings: Settings)
     before = environment.put_environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")} | dict(variables))
     with ExitStack() as undo:
         undo.callback(environment.put_environment, before)
-        joined = _init(_resolved(address), settings.cluster.connect_timeout_s)
+        joined = session.join(address, settings.cluster.connect_timeout_s)
         undo.pop_all()
     return Connection(joined, _before=before)
-
-
-def _resolved(address: str) -> str:
-    if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
-        try:
-            return str(canonicalize_bootstrap_address_or_die(address))
-        except ConnectionError:
-            raise AddressUnreachable("no Ray is running on this machine", address=address) from None
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InvalidConfig(f"the Ray address is '{address}'; expected HOST:PORT of a cluster this machine is part of", given=address)
-    return address
-
-
-def _init(address: str, timeout_s: float) -> str:
-    import ray
-
-    if not environment.ask_alive(address, _token(), timeout_s):
-        raise AddressUnreachable(f"no Ray answers at {address}", address=address)
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-        raise AddressUnreachable(f"the Ray at {address} does not take us: {error}", address=address) from None
-    return str(ray.get_runtime_context().gcs_address)
 
 
 def _start_private(settings: Settings) -> Connection:
@@ -354,47 +326,8 @@ def _start_private(settings: Settings) -> Connection:
     with ExitStack() as undo:
         undo.callback(end_processes, folder)
         undo.callback(environment.put_environment, before)
-        address = start_ray(settings, folder)
+        address = session.start(settings, folder)
         undo.pop_all()
     # Ray's processes have the mark; what this process starts from now on is not part of the cluster.
     os.environ.pop(environment.MARK, None)
     return Connection(address, private=True, _folder=folder, _before=before)
-
-
-def start_ray(settings: Settings, folder: Path) -> str:
-    """Start Ray as the child of this process and connect to it; its address.
-
-    Raises:
-        Failed: it did not come up.
-    """
-    import ray
-
-    _token()
-    try:
-        ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=settings.cluster.cpus or os.cpu_count(),
-            object_store_memory=settings.cluster.object_store_bytes,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
-    except Exception as error:  # what Ray raises, and no narrower, when a node does not come up
-        raise Failed(f"Ray did not start: {error}") from error
-    return str(ray.get_runtime_context().gcs_address)
-
-
-def _token() -> str | None:
-    """The token Ray will present, read anew: it keeps that of the first cluster this process spoke to."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    loader = AuthenticationTokenLoader.instance()
-    loader.reset_cache()
-    if not loader.has_token(ignore_auth_mode=True):
-        return None
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    Config.initialize("")
-    loader.reset_cache()
-    return str(loader.get_raw_token())

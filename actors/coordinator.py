@@ -23,7 +23,6 @@ from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.runs.backend import carry_out
 
-NAMESPACE = "qedge"
 FOLLOW_WAIT_S = 10.0
 ORPHAN_LINGERS_S = 300.0
 MOST_DEATHS = 3

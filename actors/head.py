@@ -11,7 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
-from actors.cluster import serve_starting, start_ray
+from actors import session
+from actors.cluster import serve_starting
 from actors.serving import start_serve
 from qedge.config import Settings
 from qedge.storage import write_atomically
@@ -22,7 +23,7 @@ def main() -> None:
     settings, folder = Settings.model_validate_json(sys.stdin.buffer.read()), Path(sys.argv[1])
     stopping = threading.Event()
     with serve_starting(settings):
-        address = start_ray(settings, folder)
+        address = session.start(settings, folder)
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         write_atomically(folder / "address", address.encode())
         if sys.argv[2] == "serve":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Phase:
-    """The run has entered another phase: preparing, training, evaluating, exporting, publishing."""
+    """The run has entered another phase: preparing, starting, waiting (for CPUs), training, evaluating, exporting, publishing."""
 
     run: str
     name: str

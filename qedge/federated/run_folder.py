@@ -7,6 +7,7 @@ runs/<run>/                 0700
   releases.wal              noised sums not yet covered by the checkpoint
   checkpoint                the state after the last round it covers
   metrics.jsonl             one line a round; run.json and result.json: what the registry mirrors
+  starts.json               while it trains on Ray: how often its coordinator has started since a round was last done
   model/                    model.onnx, weights.safetensors, receipt.json, card.json: complete or absent
 """
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qedge.errors import Failed, HomeUnusable, LedgerTampered, QEdgeError, StorageFull
@@ -18,6 +19,7 @@ from qedge.storage import storage_errors
 
 _BUSY_TIMEOUT_S = 60.0
 _PAGE_BYTES = 4096
+_MAKING = threading.Lock()  # no thread opens a database that another is about to close
 _AT_ONCE = 500  # values in one query
 _TABLES = {
     "events": "CREATE TABLE events (seq INTEGER PRIMARY KEY, body BLOB NOT NULL, signature BLOB NOT NULL)",
@@ -47,7 +49,7 @@ class EventStore:
         """
         self.path = path
         with storage_errors(path):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _make_if_missing(path)
         with self._errors():
             self._db = sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA trusted_schema=OFF")
@@ -139,6 +141,14 @@ class EventStore:
             raise _typed(error, self.path) from error
         except UnicodeDecodeError as error:  # SQLite quotes a damaged schema in its message
             raise LedgerTampered(f"{self.path} is damaged: its tables cannot be read", path=str(self.path)) from error
+
+
+def _make_if_missing(path: Path) -> None:
+    """An empty file (0600), unless there is one: closing a descriptor on a database that is open here would drop every lock this process
+    has on it (POSIX); the next process to close it would take itself for the last one, and delete the journal that is being written.
+    """
+    with _MAKING, suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def _typed(error: sqlite3.Error, path: Path) -> QEdgeError:

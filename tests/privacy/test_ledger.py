@@ -10,6 +10,8 @@ import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ from qedge.errors import (
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, sampled_gaussian
 from qedge.privacy.filter import most_epsilon
 from qedge.privacy.ledger import Ledger, Opening, Plan
+from qedge.records import Records
 from qedge.security.keys import Keys
 
 FORK = multiprocessing.get_context("fork")
@@ -838,3 +841,20 @@ def test_a_ledger_put_back_under_a_living_process_is_noticed_by_it(tmp_path: Pat
     db.close()
     with pytest.raises(RolledBack):
         ledger.commit("r", 1, "digest", 0)
+
+
+def test_a_process_that_closes_the_ledger_takes_nothing_from_one_that_has_it_open_twice(tmp_path: Path) -> None:
+    """Closing any file descriptor on the database would drop all of this process's locks on it: the other process would take itself for
+    the last one and delete the journal that this one goes on writing."""
+    first, second = Records.open(tmp_path), Records.open(tmp_path)
+    first.ledger.set_budget("one", epsilon=1, delta=0.001, actor="tester")
+
+    def seen_elsewhere() -> list[str]:
+        look = "print(*(scope.name for scope in Records.open(Path(sys.argv[1])).ledger.scopes()))"
+        program = f"import sys; from pathlib import Path; from qedge.records import Records; {look}"
+        return subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, capture_output=True, text=True).stdout.split()
+
+    assert seen_elsewhere() == ["one"]
+    first.ledger.set_budget("two", epsilon=1, delta=0.001, actor="tester")
+    assert sorted(seen_elsewhere()) == ["one", "two"]
+    assert len(second.ledger.scopes()) == 2
