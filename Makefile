@@ -3,7 +3,10 @@
 SHELL  := /bin/sh
 PYTHON ?= python3
 PY     := .venv/bin/python
-TOOLS  := pytest pytest-timeout hypothesis ruff mypy types-PyYAML nbclient nbformat ipykernel jsonschema mpmath
+TOOLS  := pytest pytest-timeout pytest-xdist hypothesis ruff mypy types-PyYAML nbclient nbformat ipykernel jsonschema mpmath
+
+# Much of a test's time is waiting for processes: two files of tests go on beside each other, each from its first test to its last.
+BESIDE := -n 2 --dist loadfile
 
 # A stamp is named for the content of its lock and for the folder (an environment does not survive being moved), so that it is stale exactly
 # when one of them changes. It is the installer's own marker, renamed when all went well: a marker that is left over means an interrupted
@@ -25,13 +28,13 @@ demo: $(RUNTIME)  ## train privately, deploy, predict over HTTP, stop again (ARG
 	$(PY) -m qedge.demo $(ARGS)
 
 test: $(TOOLING)  ## every test: real clusters, killed processes, notebooks
-	$(PY) -m pytest -q $(ARGS)
+	$(PY) -m pytest -q $(BESIDE) $(ARGS)
 
 check: $(TOOLING)  ## format, lint, types, layers and the fast tests, under two minutes
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -m "not slow" $(ARGS)
+	$(PY) -m pytest -q $(BESIDE) -m "not slow" $(ARGS)
 
 bench: $(TOOLING)  ## measure the promised figures into tests/benchmarks/RESULTS.md
 	$(PY) tests/benchmarks/run.py $(ARGS)
