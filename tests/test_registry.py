@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -520,6 +520,7 @@ def test_a_reference_to_nothing_says_what_there_is(asked: Settings, reference: s
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(reference=st.text(max_size=30) | st.from_regex(r"har[@/].{1,20}"))
+@example(reference=" ")
 def test_any_text_is_a_version_or_an_unknown_model(asked: Settings, reference: str) -> None:
     with connection(asked) as client:
         if not client.search_registered_models():

@@ -197,7 +197,7 @@ def aliases_of(client: MlflowClient, name: str) -> dict[str, int]:
     try:
         return _numbers(client.get_registered_model(name).aliases)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # a blank is no name to MLflow
             raise
     known = [model.name for model in _registered(client)]
     raise UnknownModel(f"no model '{name}'; {nearest(name, known) if known else 'none has been registered yet'}", given=name)
