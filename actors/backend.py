@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 import ray
-from ray.exceptions import RayActorError
+from ray.actor import ActorHandle
 
 from actors.cluster import Connection, connect
 from actors.coordinator import CoordinatorActor
+from actors.federated_client import LOST
 from actors.nodes import HEAD, refuse_off_head
 from actors.session import NAMESPACE
 from qedge.config import Settings
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase
-from qedge.federated.run_folder import Json, RunFolder
+from qedge.federated.run_folder import Json, RunFolder, mapping
+
+_GOING_S = 30.0
 
 
 class RayBackend:
@@ -49,21 +53,13 @@ class RayBackend:
         if self.connection is None:
             on_event(Phase(run, "starting"))
             self.connection = connect(self.settings, start=True)
-        coordinator = CoordinatorActor.options(
-            name=f"coordinator-{run}",
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            resources={HEAD: 0.001},  # beside the state: the ledger and the run's folder
-        ).remote(run, self.settings.model_dump_json())
+        coordinator = self._coordinator(run)
         incarnation, seen = "", 0
         while True:
             try:
                 news = ray.get(coordinator.follow.remote(incarnation, seen))
-            except RayActorError as error:
-                if (result := RunFolder.open(self.settings.home, run).read("result.json")) is not None:
-                    return result  # it had ended, and another follower has let it go
-                raise RoundFailed(f"the coordinator of run {run} was lost: {error}; resume the run", run=run) from error
+            except LOST as error:
+                return self._left_behind(run, error)
             seen = len(news.events) + (seen if news.incarnation == incarnation else 0)
             incarnation = news.incarnation
             for event in news.events:
@@ -74,3 +70,37 @@ class RayBackend:
         if news.error is not None:
             raise news.error
         return news.result
+
+    def _coordinator(self, run: str) -> ActorHandle:
+        """The coordinator of a run under way; a new one where there is none, or where the one there is only tells of an earlier end."""
+        name = f"coordinator-{run}"
+        end = time.monotonic() + _GOING_S
+        with suppress(ValueError):  # none of that name is left
+            while time.monotonic() < end:
+                try:
+                    found = ray.get_actor(name, NAMESPACE)
+                    if not ray.get(found.has_ended.remote()):
+                        break
+                    ray.kill(found)
+                except LOST:  # Ray says so before it frees the name
+                    time.sleep(0.05)
+        return CoordinatorActor.options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            resources={HEAD: 0.001},  # beside the state: the ledger and the run's folder
+        ).remote(run, self.settings.model_dump_json())
+
+    def _left_behind(self, run: str, error: Exception) -> Json:
+        """The result of a run whose coordinator is gone: it had ended, and another follower has let it go.
+
+        Raises:
+            RoundFailed: it had failed, or had not ended.
+        """
+        folder = RunFolder.open(self.settings.home, run)
+        if (result := folder.finished()) is not None:
+            return result
+        if (failed := folder.read("result.json")) is not None:
+            raise RoundFailed(f"run {run} failed ({mapping(failed['tags'])['qedge.error']})", run=run) from None
+        raise RoundFailed(f"the coordinator of run {run} was lost ({type(error).__name__}); resume the run", run=run) from None

@@ -139,7 +139,14 @@ def stop_head(settings: Settings) -> bool:
 
 
 def status(settings: Settings) -> dict[str, JsonValue]:
-    """The home's own cluster and what it serves, to be shown."""
+    """The cluster that the settings name, or the home's own and what it serves, to be shown.
+
+    Raises:
+        AddressUnreachable: the one that is named does not answer.
+    """
+    if settings.address is not None:
+        with connect(settings, start=False) as named:
+            return {"cluster": "running", "address": named.address}
     try:
         record = head(settings)
     except AddressUnreachable as error:

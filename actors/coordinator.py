@@ -1,14 +1,17 @@
 """The coordinator of one run on Ray: a named, detached actor that outlives its driver and restarts where it stood.
 
 Ray restarts it, whatever it died of. One that dies again and again before a round is done would go on so, and whoever follows would
-wait: it counts its starts in the run's folder (starts.json) and gives up at the fourth of one place.
+wait: it counts its starts in the run's folder (starts.json) and gives up at the fourth of one place. However a run ends, whoever
+follows is told, and by one of our own errors: others may not travel, and their text may hold values of private rows.
 """
 
 from __future__ import annotations
 
+import pickle
 import secrets
 import threading
 import time
+import traceback
 
 import ray
 
@@ -17,7 +20,7 @@ from actors.metrics import record
 from actors.reservation import give_back, reserve
 from qedge.config import Settings
 from qedge.data.federation import Rows
-from qedge.errors import RoundFailed
+from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import ClientSpec
 from qedge.federated.events import Event, Phase, RoundFinished
 from qedge.federated.run_folder import Json, RunFolder
@@ -35,7 +38,7 @@ class Following:
     incarnation: changes when the coordinator was restarted, and its events begin anew.
     """
 
-    def __init__(self, incarnation: str, events: list[Event], result: Json | None, error: BaseException | None) -> None:
+    def __init__(self, incarnation: str, events: list[Event], result: Json | None, error: QEdgeError | None) -> None:
         self.incarnation, self.events, self.result, self.error = incarnation, events, result, error
 
 
@@ -46,12 +49,13 @@ class CoordinatorActor:
     def __init__(self, run: str, settings: str) -> None:
         self.run, self.settings = run, Settings.model_validate_json(settings)
         self.folder = RunFolder.open(self.settings.home, run)
-        self.model = self.folder.job().name
+        job = self.folder.job()
+        self.model, self.private = job.name, job.privacy is not None
         self.reservation = f"clients-{run}-{ray.get_runtime_context().get_actor_id()}"
         self.incarnation = secrets.token_hex(4)
         self.events: list[Event] = []
         self.result: Json | None = None
-        self.error: BaseException | None = None
+        self.error: QEdgeError | None = None
         self.changed = threading.Condition()
         self.handle = ray.get_runtime_context().current_actor
         threading.Thread(target=self._carry_out, daemon=True).start()
@@ -60,10 +64,11 @@ class CoordinatorActor:
         """What is new since `seen` events of `incarnation`; waits a while for something to be."""
         with self.changed:
             seen = seen if incarnation == self.incarnation else 0
-            self.changed.wait_for(lambda: len(self.events) > seen or self._ended(), timeout=FOLLOW_WAIT_S)
+            self.changed.wait_for(lambda: len(self.events) > seen or self.has_ended(), timeout=FOLLOW_WAIT_S)
             return Following(self.incarnation, self.events[seen:], self.result, self.error)
 
-    def _ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether the run is over, and this coordinator only waits for those who have not heard."""
         return self.result is not None or self.error is not None
 
     def _tell(self, event: Event) -> None:
@@ -78,35 +83,63 @@ class CoordinatorActor:
                     record(name, value, model=self.model)
 
     def _carry_out(self) -> None:
+        result: Json | None = None
+        error: QEdgeError | None = None
         try:
-            self._count_start()
-            result, error = carry_out(self.run, self.settings, self._workers, self._tell), None
-        except Exception as raised:  # noqa: BLE001 - the edge of the process: whoever follows gets it as it is
-            result, error = None, raised
-        (self.folder.path / STARTS).unlink(missing_ok=True)
-        give_back(self.reservation)
-        with self.changed:
-            self.result, self.error = result, error
-            self.changed.notify_all()
-        time.sleep(ORPHAN_LINGERS_S)  # whoever hears the end ends this actor; a driver that died never will
-        ray.kill(self.handle)
+            result = self._result()
+        except BaseException as raised:  # noqa: BLE001 - the edge of the process: a model may raise anything, SystemExit too
+            error = as_told(raised, self.run, private=self.private)
+        try:
+            self._let_go()
+        finally:  # what could not be given back is no reason for silence
+            with self.changed:
+                self.result, self.error = result, error
+                self.changed.notify_all()
+            time.sleep(ORPHAN_LINGERS_S)  # whoever hears the end ends this actor; a driver that died never will
+            ray.kill(self.handle)
+
+    def _let_go(self) -> None:
+        try:
+            (self.folder.path / STARTS).unlink(missing_ok=True)
+        finally:
+            give_back(self.reservation)
 
     def _workers(self, spec: ClientSpec, train: Rows, test: Rows | None) -> RayWorkers:
         return RayWorkers(spec, train, test, reserve(self.reservation, lambda: self._tell(Phase(self.run, "waiting"))))
 
-    def _count_start(self) -> None:
-        """Put this start on record.
+    def _result(self) -> Json:
+        """The run carried out from where it stands.
 
         Raises:
-            RoundFailed: so many before it ended in death, with no round between them.
+            RoundFailed: so many starts before this one ended in death, with no round between them.
         """
         done, before = len(self.folder.metrics_by_round()), self.folder.read(STARTS)
         deaths = int(str(before["starts"])) if before is not None and before["rounds"] == done else 0
-        if deaths >= MOST_DEATHS:
-            raise RoundFailed(
-                f"the coordinator of run {self.run} died {deaths} times after round {done}, before another was done: out of memory, or a "
-                "model that ends its process? `qedge train --resume` tries again",
-                run=self.run,
-                deaths=deaths,
-            )
-        self.folder.write(STARTS, {"rounds": done, "starts": deaths + 1})
+        if deaths < MOST_DEATHS:
+            self.folder.write(STARTS, {"rounds": done, "starts": deaths + 1})
+            return carry_out(self.run, self.settings, self._workers, self._tell)
+        if (finished := self.folder.finished()) is not None:  # it died of publishing it, which can be done later
+            return finished
+        raise RoundFailed(
+            f"the coordinator of run {self.run} died {deaths} times after round {done}, before another was done: out of memory, or a "
+            "model that ends its process? `qedge train --resume` tries again",
+            run=self.run,
+            deaths=deaths,
+        )
+
+
+def as_told(error: BaseException, run: str, *, private: bool) -> QEdgeError:
+    """The end of a run as its followers hear it: an error of ours as it is, any other as a RoundFailed that names it.
+
+    private: without its text.
+    """
+    if isinstance(error, QEdgeError):
+        try:
+            pickle.dumps(error)
+        except (pickle.PicklingError, TypeError, AttributeError):
+            pass  # facts that do not travel
+        else:
+            return error
+    kind = type(error).__name__
+    said = kind if private else "".join(traceback.format_exception_only(error)).strip()
+    return RoundFailed(f"run {run} was ended by {said}; resume it when that is mended", run=run, cause=kind)

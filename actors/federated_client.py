@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -23,6 +23,7 @@ from qedge.federated.workers import share_out
 
 ATTEMPTS = 3
 START_TIMEOUT_S = 120.0
+LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError)  # an actor, or its answer with its node
 _INLINE_BYTES = 64 * 1024  # Ray sends smaller arguments with the call itself
 
 
@@ -45,7 +46,7 @@ class FederatedClientActor:
         """See `FederatedClient.prepare`."""
         self.client.prepare(round_number, chunks)
 
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> int:
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `FederatedClient.correct_counts`."""
         return self.client.correct_counts(weights, clients, cap)
 
@@ -78,14 +79,15 @@ class RayWorkers:
             if share:
                 actor.prepare.remote(round_number, share)
 
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""
 
         def submit(actor: ActorHandle, share: list[np.ndarray]) -> ray.ObjectRef:
             return actor.correct_counts.remote(weights, np.concatenate(share), cap)
 
         pieces = np.array_split(clients, len(self.actors))
-        return sum(self._gather(pieces, lambda lost, n: [lost[i::n] for i in range(n)], submit, deadline_s, "the evaluation"))
+        parts = self._gather(list(pieces), lambda lost, n: [lost[i::n] for i in range(n)], submit, deadline_s, "the evaluation")
+        return np.sum(parts, axis=0)
 
     def _gather(
         self,
@@ -114,8 +116,8 @@ class RayWorkers:
                 try:
                     done.append(ray.get(ready[0]))
                 except RayTaskError as error:
-                    raise error.cause if isinstance(error.cause, QEdgeError) else error from None
-                except RayActorError:
+                    raise _told(error.cause, what) from None
+                except LOST:
                     work += shares[slot]
                     self._replace(slot)
             for slot in waiting.values():
@@ -142,10 +144,11 @@ class RayWorkers:
             slot = waiting.pop(ready[0])
             try:
                 ray.get(ready[0])
-            except RayActorError as error:
+            except LOST as error:
                 deaths += 1
                 if deaths >= ATTEMPTS:
-                    raise RoundFailed(f"{deaths} client actors died as they started, the last so: {error}", deaths=deaths) from error
+                    how = type(error).__name__  # what its constructor raised, Ray would put in the text
+                    raise RoundFailed(f"{deaths} client actors died as they started (Ray: {how})", deaths=deaths) from None
                 self._replace(slot)
                 waiting[self.actors[slot].ready.remote()] = slot
 
@@ -156,3 +159,10 @@ class RayWorkers:
     def _start(self, slot: int) -> ActorHandle:
         bundle = PlacementGroupSchedulingStrategy(self.reserved, placement_group_bundle_index=slot)
         return FederatedClientActor.options(scheduling_strategy=bundle).remote(*self.standing_for)
+
+
+def _told(cause: BaseException, what: str) -> QEdgeError:
+    """What a client actor raised; of what is not ours its type alone: its text may hold values of private rows."""
+    if isinstance(cause, QEdgeError):
+        return cause
+    return RoundFailed(f"{what}: a client actor raised {type(cause).__name__}", cause=type(cause).__name__)

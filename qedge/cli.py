@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from qedge import __version__
 from qedge.command import Commands, Context, Facts, command, how_to_go_on, listening, taking_model
+from qedge.errors import QEdgeError
 from qedge.record_commands import budget, log, receipt, resolved
+
+if TYPE_CHECKING:
+    from qedge.federated.run_folder import RunFolder
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,13 +98,18 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
     unpublished = set(pending(context.settings)) if (home / "runs").exists() else set()
     found = []
     for run in run_ids(home)[-limit:]:
-        folder = RunFolder(home, run)
-        result = folder.read("result.json")
-        done = len(folder.metrics_by_round())
-        status = str(result["status"]) if result else "unfinished"
-        found.append({"run": run, "status": status, "rounds": done, "of": folder.job().rounds, "published": run not in unpublished})
+        try:
+            found.append(_run_row(RunFolder(home, run)) | {"published": run not in unpublished})
+        except QEdgeError as error:  # one that was altered does not hide the others
+            found.append({"run": run, "status": error.code, "rounds": None, "of": None, "published": None})
     table(context.console, "runs", ("run", "status", "rounds", "of", "published"), [tuple(row.values()) for row in found])
     return {"runs": found}
+
+
+def _run_row(folder: RunFolder) -> Facts:
+    result = folder.read("result.json")
+    status = str(result["status"]) if result else "unfinished"
+    return {"run": folder.run, "status": status, "rounds": len(folder.metrics_by_round()), "of": folder.job().rounds}
 
 
 @command(main)
@@ -223,7 +233,9 @@ def predict(
     name, version = _served(context, model)
     with Client(url or _own_url(context)) as client:
         described = client.model(name, version)
-        features, labels = held_out_rows(Path(job)) if job else (table_rows(Path(str(rows)), described, column), None)
+        features, labels = (
+            held_out_rows(Path(job), context.settings.home) if job else (table_rows(Path(str(rows)), described, column), None)
+        )
         answer = client.infer(name, features, version)
     if labels is None and takes_standardised(described):
         whose = f"each client's own rows ('{column}')" if column else "this table"

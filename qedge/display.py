@@ -89,7 +89,7 @@ def _facts(event: RoundFinished) -> str:
     if event.epsilon is not None:
         parts.append(f"epsilon spent {event.epsilon:.3f}")
     if event.left is not None:
-        parts.append(f"left for a new job {event.left:.3f}")
+        parts.append(f"left for a new job {rounded_down(event.left) if event.left else 'nothing'}")
     return "   ".join(parts)
 
 
@@ -148,13 +148,13 @@ def show_budgets(console: Console, scopes: Sequence[Scope]) -> list[dict[str, ob
             number(one.epsilon),
             number(one.spent),
             number(one.reserved),
-            rounded_down(most_epsilon(one)),
+            rounded_down(most_epsilon(one)) if most_epsilon(one) else "none",
             one.delta,
             one.order,
         )
         for one in scopes
     ]
-    columns = ("scope", "unit", "epsilon", "spent", "reserved", "a new job", "delta", "order")
+    columns = ("scope", "unit", "epsilon", "spent", "spent or held", "a new job", "delta", "order")
     table(console, "privacy budgets, in epsilon", columns, shown, more=_BUDGETS if rows else "")
     return rows
 
@@ -190,7 +190,7 @@ def show_history(console: Console, name: str | None, lines: Sequence[Line]) -> N
         (line.event.seq, _minute(line.event.time), _said(line), *map(number, (line.cost or None, line.spent, line.reserved)))
         for line in lines
     ]
-    table(console, f"history of {name or 'all scopes'}, in epsilon", ("seq", "time, UTC", "what", "cost", "spent", "reserved"), rows)
+    table(console, f"history of {name or 'all scopes'}, in epsilon", ("seq", "time, UTC", "what", "cost", "spent", "spent or held"), rows)
 
 
 def _said(line: Line) -> str:

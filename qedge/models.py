@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,19 @@ from qedge.job import Model
 
 Vector = npt.NDArray[np.float32]
 _INSTEAD = "accepted instead: GroupNorm or LayerNorm"
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """What a user's function or forward pass does, which may raise anything.
+
+    Raises:
+        ModelError: it did, `SystemExit` included.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise ModelError(f"{what} raised {error!r}") from error
 
 
 def build(model: Model, features: int, classes: int, seed: int) -> nn.Module:
@@ -88,17 +102,18 @@ def _own(model: Model, features: int, classes: int) -> nn.Module:
     """What the user's `package.module:function` returns."""
     place, _, name = model.kind.partition(":")
     try:
-        function = getattr(importlib.import_module(place), name, None)
-    except ModuleNotFoundError as error:
-        raise ModelError(f"model '{model.kind}': no module '{error.name}'; is its folder on PYTHONPATH?", kind=model.kind) from error
-    except Exception as error:  # importing a module of the user's may raise anything
-        raise ModelError(f"model '{model.kind}': importing it raised {error!r}", kind=model.kind) from error
+        with users_code(f"model '{model.kind}': importing it"):
+            function = getattr(importlib.import_module(place), name, None)
+    except ModelError as error:
+        if isinstance(missing := error.__cause__, ModuleNotFoundError):
+            raise ModelError(
+                f"model '{model.kind}': no module '{missing.name}'; is its folder on PYTHONPATH?", kind=model.kind
+            ) from missing
+        raise
     if not callable(function):
         raise ModelError(f"model '{model.kind}': module '{place}' has no function '{name}'", kind=model.kind)
-    try:
+    with users_code(f"model '{model.kind}', called as function(features, classes, **options),"):
         module = function(features, classes, **model.options)
-    except Exception as error:  # so may calling it
-        raise ModelError(f"model '{model.kind}' raised {error!r}; it is called as function(features, classes, **options)") from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"model '{model.kind}' returned a {type(module).__name__}; accepted: a torch.nn.Module", kind=model.kind)
     return module
@@ -110,13 +125,12 @@ def _check_forward(module: nn.Module, features: int, classes: int) -> None:
     one, other = torch.randn(2, features), torch.randn(2, features)
     other[0] = one[0]
     try:
-        module.train()
-        trained, repeated = module(one), module(one)
-        with torch.no_grad():
-            module.eval()
-            output, again = module(one), module(other)
-    except Exception as error:  # the user's forward may raise anything
-        raise ModelError(f"the model fails on a batch of two rows with {features} features: {error!r}") from error
+        with users_code(f"the model, given a batch of two rows with {features} features,"):
+            module.train()
+            trained, repeated = module(one), module(one)
+            with torch.no_grad():
+                module.eval()
+                output, again = module(one), module(other)
     finally:
         module.train()
     changed = [name for name, buffer in module.named_buffers() if name in before and not torch.equal(before[name], buffer)]

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from qedge.data import tables
-from qedge.data.federation import load, standardised
+from qedge.data.federation import fingerprints, load, standardised
 from qedge.errors import DataError, InvalidRequest
 from qedge.job import TrainingJob
+from qedge.records import Records
 from qedge.sdk import ModelMetadata
 from qedge.storage import write_atomically
 
@@ -62,11 +63,12 @@ def table_rows(path: Path, model: ModelMetadata, client: str | None = None) -> n
     return standardised(rows, owner)
 
 
-def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | list[int]]:
+def held_out_rows(job_file: Path, home: Path) -> tuple[npt.NDArray[np.float32], list[str] | list[int]]:
     """The rows a job holds out, as a caller sends them, and their labels.
 
     Raises:
         DataError: the job holds out none, or holds them out as private.
+        ScopeConflict: the job is without privacy, and its data have a budget in the ledger of `home`.
     """
     job = TrainingJob.load(job_file)
     if job.privacy is not None and job.data.evaluation != "public" and not isinstance(job.data.test, str):
@@ -74,6 +76,9 @@ def held_out_rows(job_file: Path) -> tuple[npt.NDArray[np.float32], list[str] | 
     federation = load(job.data, job.seed)
     if federation.test is None:
         raise DataError("the job holds out no rows: give data.test, a share of each client's rows or a file")
+    if job.privacy is None and (home / "ledger.db").exists():
+        records = Records.open(home)
+        records.ledger.refuse_without_privacy(fingerprints(federation, lambda message: records.keys.mac("fingerprint", message)))
     labels = [federation.schema.labels[index] for index in federation.test.labels]
     return federation.test_raw, labels
 

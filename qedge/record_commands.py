@@ -89,7 +89,10 @@ def receipt_show(context: Context, model: str) -> Facts:
     read = Receipt.read(folder / "receipt.json")
     verify(read, None, folder)
     values = read.plain()
-    context.console.print(rich.json.JSON(shortened(json.dumps(values))))
+    if context.console.is_terminal:
+        context.console.print(rich.json.JSON(shortened(json.dumps(values))))
+    elif not context.as_json:  # whole, to be read by another program
+        click.echo(json.dumps(values, indent=1))
     return values
 
 
@@ -100,16 +103,19 @@ def receipt_verify(context: Context, model: str, key: str | None) -> Facts:
     """Check the signature of a receipt, a model's or a folder's, and the digest of every file it names."""
     from qedge.audit.receipt import Receipt, verify
     from qedge.display import facts
+    from qedge.errors import InvalidConfig
     from qedge.records import Records
     from qedge.security.keys import Keys, public_key
 
     folder = _fetch(context, model)
     own = context.settings.home / "keys" / "signing.ed25519"
     pinned = public_key(key) if key else Keys.open(context.settings.home).public if own.exists() else None
+    if pinned is None:
+        raise InvalidConfig("a receipt holds for whoever trusts its key, and there is none to trust here; give --key PUBLIC")
     read = Receipt.read(folder / "receipt.json")
     checked = verify(read, pinned, folder)
     values: Facts = {"model": model, "receipt": read.id, "signature": "holds", "files": sorted(read.artifacts), "key": checked.key_id}
-    values["pinned"] = "given key" if key else "this home's key" if pinned else "NOT PINNED: the key came with the receipt"
+    values["pinned"] = "given key" if key else "this home's key"
     values["unlisted"] = [*checked.unlisted]
     if own.exists() and (context.settings.home / "ledger.db").exists():
         values["unlisted"] += _unlisted_releases(Records.open(context.settings.home).ledger.releases(read.run), read)

@@ -268,7 +268,8 @@ def _raise(response: httpx.Response) -> NoReturn:
         problem = _OBJECT.validate_python(from_json(response.content))
     except (ValueError, ValidationError):
         problem = {}
-    detail = str(problem.get("detail") or problem.get("error") or f"{response.url} answered {response.status_code}")
+    without = "; is a model served there? (`qedge deploy`)" if response.status_code == 404 else ""
+    detail = str(problem.get("detail") or problem.get("error") or f"{response.url} answered {response.status_code}{without}")
     by_status = UnknownModel if response.status_code == 404 else InvalidRequest if response.status_code < 500 else Failed
     kind = _classes().get(str(problem.get("code")), by_status)
     facts = {key: value for key, value in problem.items() if key not in _PROBLEM_KEYS}

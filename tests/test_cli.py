@@ -117,7 +117,9 @@ def test_a_charged_evaluation_tells_its_noise_and_shows_no_digit_that_it_hides(c
     home, result, answer = charged
     settings = load(home=home, environ={})
     guarantee = recorded_guarantee(RunFolder.open(settings.home, answer["run_id"]))
-    assert answer["accuracy_std"] == pytest.approx(guarantee.evaluation_variance**0.5 / (EVALUATION_ROWS * 30))
+    # On two counts that a client adds at most 64 to each; all 30 hold rows out, which noise blurs: at most twice as much is possible.
+    least = guarantee.evaluation_variance**0.5 / (EVALUATION_ROWS * 30)
+    assert 0.5 * least < answer["accuracy_std"] < 4 * least
     told = plus_minus(answer["accuracy"], answer["accuracy_std"])
     assert f"accuracy         {told} (one standard deviation" in result.stderr
     (run,) = Registry(settings).runs()
@@ -167,15 +169,22 @@ def test_a_cap_below_what_is_spent_is_set_with_a_warning_that_nothing_more_fits(
 def test_no_line_for_people_is_wider_than_80_columns_or_holds_a_whole_digest(charged, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     home, _, answer = charged
-    commands = "budget show,budget history,models,runs,receipt show tiny,receipt verify tiny,log verify,log show,status"
+    commands = "budget show,budget history,models,runs,receipt verify tiny,log verify,log show,status"
     for asked in commands.split(","):
         shown = CliRunner().invoke(main, [*asked.split(), "--home", str(home)])
         assert shown.exit_code == 0, shown.output
         assert not re.search(r"(?<!ed25519:)\b[0-9a-f]{64}", shown.output), asked
-        # A path and a key are printed in one piece, to be copied, and JSON as it is.
-        lines = [line for line in shown.output.splitlines() if str(home) not in line and not asked.startswith("receipt show")]
+        # A path and a key are printed in one piece, to be copied.
+        lines = [line for line in shown.output.splitlines() if str(home) not in line]
         assert max(map(len, lines), default=0) <= 80, asked
     assert answer["receipt"][:12] in CliRunner().invoke(main, ["models", "--home", str(home)]).output
+
+
+def test_a_receipt_that_is_shown_to_a_program_is_whole(charged):
+    home, _, answer = charged
+    shown = CliRunner().invoke(main, ["receipt", "show", "tiny", "--home", str(home)])
+    stored = Receipt.read(home / "runs" / answer["run_id"] / "model" / "receipt.json")
+    assert json.loads(shown.output) == stored.plain()
 
 
 @pytest.mark.parametrize(
@@ -284,6 +293,7 @@ def test_unknown_names_exit_2_and_offer_the_nearest(qedge):
         (("train", "--resume", "nothing"), "run.unknown"),
         (("train", "absent.yaml"), "job.invalid"),
         (("predict", "tiny", "absent.csv", "--url", "http://127.0.0.1:9"), "address.unreachable"),
+        (("status", "--address", "127.0.0.1:1"), "address.unreachable"),
     ):
         result, answer = qedge(*command)
         assert (result.exit_code, answer["error"]["code"]) == (2, code), result.output
@@ -340,6 +350,37 @@ def test_a_stopped_run_shows_as_unfinished_and_resumes(qedge, tmp_path):
     again, same = qedge("train", "--resume", folder.run, "--backend", "serial")
     assert again.exit_code == 0
     assert same["receipt"] == answer["receipt"]
+
+
+def test_what_the_registry_shows_of_a_run_is_its_job_whatever_was_written_over_it(qedge, tmp_path):
+    settings = load(home=tmp_path / "home", environ={})
+    folder = prepare(TrainingJob.load(_job()), settings)
+    told = folder.read("run.json")
+    folder.write("run.json", told | {"params": told["params"] | {"privacy.epsilon": "0.1"}})
+    assert qedge("train", "--resume", folder.run, "--backend", "serial")[0].exit_code == 0
+    (run,) = Registry(settings).runs()
+    assert run.params["privacy.epsilon"] == told["params"]["privacy.epsilon"] != "0.1"
+    assert folder.read("run.json") == told
+
+
+def test_a_run_whose_job_was_altered_does_not_hide_the_others(qedge, tmp_path):
+    settings = load(home=tmp_path / "home", environ={})
+    broken, whole = (prepare(TrainingJob.load(_job(privacy="none", name=name)), settings) for name in ("broken", "whole"))
+    (broken.path / "job.json").write_text("{")
+    result, answer = qedge("runs")
+    assert result.exit_code == 0
+    assert {run["run"]: run["status"] for run in answer["runs"]} == {broken.run: "tampered.checkpoint", whole.run: "unfinished"}
+
+
+def test_a_receipt_is_not_said_to_hold_where_there_is_no_key_to_trust(charged, tmp_path):
+    """Anybody may sign a receipt with a key of their own and enclose it."""
+    home, _, answer = charged
+    model = str(home / "runs" / answer["run_id"] / "model")
+    refused, told = _ask(tmp_path / "elsewhere", "receipt", "verify", model)
+    assert (refused.exit_code, told["error"]["code"]) == (2, "config.invalid")
+    key = _ask(home, "log", "verify")[1]["public_key"]
+    verified, facts = _ask(tmp_path / "elsewhere", "receipt", "verify", model, "--key", key)
+    assert (verified.exit_code, facts["pinned"]) == (0, "given key")
 
 
 def test_a_run_that_fails_is_not_said_to_be_published(qedge):

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from qedge.data.federation import Rows
+from qedge.errors import ModelError
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
 from qedge.kernels.batches import ClientBatches, plan, single_thread
 from qedge.kernels.choice import build_kernel
-from qedge.models import build, set_parameters
+from qedge.models import build, set_parameters, users_code
 from qedge.privacy.clipping import Grid, add_exactly, fixed_point, to_grid
 
 AHEAD_BYTES = 64 << 20
@@ -61,41 +62,53 @@ class FederatedClient:
         self.ahead: dict[tuple[int, bytes], Any] = {}
 
     def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
-        """Gather what a later `partial_sum` of that round will train on, as far as 64 MiB go; it finds the same without."""
+        """Gather what a later `partial_sum` of that round will train on, until 64 MiB are full; it finds the same without."""
         room = AHEAD_BYTES
         self.ahead = {}
         with single_thread():
             for chunk in chunks:
-                rows = int((self.train.offsets[chunk + 1] - self.train.offsets[chunk]).sum())
-                room -= rows * self.train.features[:1].nbytes
-                if room < 0:
+                if room <= 0:
                     break
-                self.ahead[round_number, chunk.tobytes()] = self._prepared(round_number, chunk)
+                prepared = self._prepared(round_number, chunk)
+                self.ahead[round_number, chunk.tobytes()] = prepared
+                room -= self.kernel.bytes_of(prepared)
 
     def partial_sum(self, round_number: int, weights: np.ndarray, chunks: Sequence[np.ndarray]) -> PartialSum:
         """Train every client of every chunk from `weights`, [params] float32, and sum their integers.
 
         Raises:
-            Diverged: without privacy, an update that is not finite. Under privacy such an update counts as zero.
+            Diverged: without privacy, an update that is not finite. ModelError: without privacy, the model raised.
+            Under privacy the update of such a client counts as zero: that it failed is as private as its rows.
         """
         with single_thread():
             sums = [self._chunk_sum(round_number, weights, chunk) for chunk in chunks]
-        return sum(sums[1:], start=sums[0])
+        nobody = PartialSum(np.zeros(len(weights), dtype=np.int64), 0)
+        return sum(sums[1:], start=sums[0]) if sums else nobody
 
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> int:
-        """Sum over `clients` of round(cap · share correct) on at most `cap` held-out rows each: one client adds 0..cap."""
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
+        """Over the `clients` that hold rows out: the sum of round(cap · share correct), and cap times how many they are, [2] int64.
+
+        At most `cap` rows of each are looked at, and one client adds 0..cap to either. A client on whose rows the model raises is right
+        on none.
+        """
+        total = np.zeros(2, dtype=np.int64)
         if self.test is None:
-            return 0
+            return total
         set_parameters(self.module, weights)
         self.module.eval()
-        total = 0
         with single_thread(), torch.no_grad():
             for client in clients:
                 features, labels = (rows[:cap] for rows in self.test.of(int(client)))
                 if len(labels):
-                    hits = self.module(torch.tensor(features)).argmax(1).numpy() == labels
-                    total += round(cap * float(hits.mean()))
+                    total += round(cap * self._share_correct(features, labels)), cap
         return total
+
+    def _share_correct(self, features: np.ndarray, labels: np.ndarray) -> float:
+        try:
+            with users_code("the model"):
+                return float((self.module(torch.tensor(features)).argmax(1).numpy() == labels).mean())
+        except ModelError:
+            return 0.0
 
     def _chunk_sum(self, round_number: int, weights: np.ndarray, chunk: np.ndarray) -> PartialSum:
         prepared = self.ahead.pop((round_number, chunk.tobytes()), None)

@@ -8,6 +8,7 @@ coordinator that still lives can commit nothing more, so it releases nothing mor
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -81,13 +82,12 @@ class Coordinator:
         self.noise_table = DiscreteGaussian(self.guarantee.variance) if self.guarantee else None
         self.scope = str(record["scope"]) if record.get("scope") else None
         self.epoch = self._take_over(str(record.get("data")))
-        # The whole plan is held: what its rounds commit does not change what is left beyond it.
-        self.left = most_epsilon(records.ledger.scope(self.scope)) if self.scope else None
+        self.left = self._left()
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
-        self.measured = set(folder.metrics_by_round())
+        self.measured = set(folder.metrics_by_round(cut=True))
         self.seconds: list[float] = []
         self.drawn: tuple[int, list[np.ndarray]] = (0, [])
-        self.scribe = ThreadPoolExecutor(1, thread_name_prefix="audit-log")
+        self.scribe = ThreadPoolExecutor(1, thread_name_prefix="charge")
 
     def train(self) -> ServerState:
         """All rounds that are left.
@@ -106,33 +106,47 @@ class Coordinator:
             if time.monotonic() - saved > CHECKPOINT_EVERY_S or state.round == self.job.rounds:
                 self.records.ledger.repeat_in_log()  # what the ledger has on disk already; no round need wait for it
                 self._checkpoint(state)
+                self.left = self._left()  # another run may have held some of it
                 saved = time.monotonic()
+        self.scribe.shutdown()
         return state
 
-    def evaluate_charged(self, state: ServerState) -> float | None:
-        """The one evaluation on clients' held-out rows, by noisy counts: the mean over clients of their accuracy, or None.
+    def evaluate_charged(self, state: ServerState) -> tuple[float | None, float | None]:
+        """The one evaluation on clients' held-out rows, by noisy counts: the mean accuracy of the clients that hold rows out, and one
+        standard deviation of its noise; None where there is none, or the noise leaves nothing of it.
 
-        Each of N clients adds 0..K to a count, K the public cap on rows; noise as planned, released like a round.
+        A client adds 0..K to what was right, and K to what could have been, K the public cap on rows; noise on both as planned,
+        released like a round. The deviation of their ratio is to first order.
         """
-        guarantee, clients = self.guarantee, len(self.federation.clients)
+        guarantee = self.guarantee
         if guarantee is None or guarantee.evaluation_variance is None:
-            return None
+            return None, None
         number = self.job.rounds + 1
         release = self.ahead.read(self.records.ledger.releases(self.folder.run)).get(number)
         if release is None:
             if number in self.records.ledger.releases(self.folder.run):
                 raise CheckpointTampered(f"run {self.folder.run}: the evaluation was charged but its record is gone", run=self.folder.run)
-            count = self.workers.correct_counts(state.model, np.arange(clients), EVALUATION_ROWS, self.job.cohort.deadline_s)
-            noise = DiscreteGaussian(guarantee.evaluation_variance).sample(1, self.noise)
-            release = Release(self.folder.run, number, self.epoch, np.array([count], dtype=np.int64) + noise)
+            everybody = np.arange(len(self.federation.clients))
+            counts = self.workers.correct_counts(state.model, everybody, EVALUATION_ROWS, self.job.cohort.deadline_s)
+            noise = DiscreteGaussian(guarantee.evaluation_variance).sample(len(counts), self.noise)
+            release = Release(self.folder.run, number, self.epoch, counts + noise)
             self.ahead.append(release)
         self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
-        return min(1.0, max(0.0, float(release.total[0]) / (EVALUATION_ROWS * clients)))
+        right, possible = map(float, release.total)
+        deviation = math.sqrt(guarantee.evaluation_variance)
+        if possible < 2 * deviation:
+            return None, None
+        accuracy = min(1.0, max(0.0, right / possible))
+        return accuracy, deviation * math.hypot(1.0, accuracy) / possible
 
     @property
     def seconds_per_round(self) -> float:
         """Median seconds of the rounds this coordinator ran; 0 when it ran none."""
         return statistics.median(self.seconds) if self.seconds else 0.0
+
+    def _left(self) -> float | None:
+        """The most that a new job may ask; the whole plan is held, so that its own rounds do not change it."""
+        return most_epsilon(self.records.ledger.scope(self.scope)) if self.scope else None
 
     def _take_over(self, data: str) -> int:
         """The epoch in which this coordinator may commit; 0 for a run without privacy.

@@ -18,6 +18,7 @@ from qedge.privacy.clipping import Grid
 from qedge.privacy.mechanisms import DiscreteGaussian
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
+EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each of which a client adds at most so many
 _UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
 _EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
 
@@ -27,7 +28,7 @@ class Guarantee:
     """The mechanism of a run and its cost.
 
     sensitivity_squared: squared norm, in grid units, of what one client may change in the sum as the accountant sees it;
-    variance: of the noise, in grid units squared; evaluation_variance: of the noise on the one charged evaluation, or None.
+    variance: of the noise, in grid units squared; evaluation_variance: of the noise on either count of the one charged evaluation, or None.
     """
 
     grid: Grid
@@ -50,7 +51,7 @@ class Guarantee:
     def total_variation(self) -> float:
         """How far the sampled noise of the whole run may be from the exact distribution (see `is_exact_at`)."""
         whole = DiscreteGaussian(self.variance).total_variation * self.grid.params * self.rounds
-        return whole + (DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
+        return whole + (2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
 
     def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
         """What so many rounds spend, with the evaluation or without."""
@@ -130,8 +131,8 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
     evaluation, variance = None, None
     if evaluated:
         left = round(fit.cost_round.at(fit.order) * job.rounds * _EVALUATION_SHARE / share)
-        variance = evaluation_variance(left, fit.order, EVALUATION_ROWS**2)
-        evaluation = sampled_gaussian(EVALUATION_ROWS**2, variance, 1.0)
+        variance = evaluation_variance(left, fit.order, EVALUATION_SENSITIVITY_SQUARED)
+        evaluation = sampled_gaussian(EVALUATION_SENSITIVITY_SQUARED, variance, 1.0)
     guarantee = Guarantee(
         grid, sensitivity_squared, fit.variance, rate, job.rounds, fit.order, privacy.delta, fit.cost_round, evaluation, variance
     )

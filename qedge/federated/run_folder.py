@@ -114,14 +114,25 @@ class RunFolder:
         """Replace a JSON file of the folder."""
         write_atomically(self.path / name, json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
 
+    def finished(self) -> Json | None:
+        """The result of a run that ended well, else None."""
+        result = self.read("result.json")
+        return result if result is not None and result["status"] == "finished" else None
+
+    def forget_failure(self) -> None:
+        """Drop the result of an attempt that failed: another begins."""
+        result = self.read("result.json")
+        if result is not None and result["status"] == "failed":
+            (self.path / "result.json").unlink()
+
     def append_metrics(self, round_number: int, time_ms: int, metrics: dict[str, float]) -> None:
         """One more round for the registry to mirror."""
         line = json.dumps({"round": round_number, "time_ms": time_ms, "metrics": metrics}).encode() + b"\n"
         with storage_errors(self.metrics), open(self.metrics, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(line)
 
-    def metrics_by_round(self) -> dict[int, dict[str, float]]:
-        """What was measured after each round so far; a torn last line is cut off.
+    def metrics_by_round(self, *, cut: bool = False) -> dict[int, dict[str, float]]:
+        """What was measured after each round so far, without a torn last line; cut: take that off the file; for the one who writes it.
 
         Raises:
             CheckpointTampered: a line is not what was written.
@@ -130,7 +141,7 @@ class RunFolder:
             return {}
         content = self.metrics.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
+        if cut and len(whole) < len(content):
             os.truncate(self.metrics, len(whole))
         try:
             rows = [json.loads(line) for line in whole.splitlines()]

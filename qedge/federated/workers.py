@@ -23,7 +23,7 @@ class Workers(Protocol):
     def prepare(self, round_number: int, chunks: Sequence[np.ndarray]) -> None:
         """Say what the next `partial_sum` will ask for, so that it can be made ready meanwhile; nobody waits for it."""
 
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `FederatedClient.correct_counts`."""
 
 
@@ -41,7 +41,7 @@ class LocalWorkers:
         """See `Workers.prepare`; done here and now, while another thread waits for the disk."""
         self.client.prepare(round_number, chunks)
 
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> int:
+    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""
         return self.client.correct_counts(weights, clients, cap)
 

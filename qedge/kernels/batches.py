@@ -43,6 +43,9 @@ class Kernel(Protocol[Prepared]):
     def prepare(self, chunk: Sequence[ClientBatches]) -> Prepared:
         """What can be done before the weights are known."""
 
+    def bytes_of(self, prepared: Prepared) -> int:
+        """Memory that it takes, bytes."""
+
     def updates(self, weights: np.ndarray, prepared: Prepared) -> np.ndarray:
         """Local minus global weights of each client of the chunk, [clients, params] float32; `weights` is [params] float32."""
 

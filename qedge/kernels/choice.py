@@ -21,7 +21,7 @@ AnyKernel = Kernel[Any]  # what a kernel prepares is its own affair
 def build_kernel(name: str, module: torch.nn.Module, algorithm: Algorithm, *, private: bool) -> AnyKernel:
     """The kernel of that name ("sequential" | "stacked") for a module; private: no client's bits depend on another's rows."""
     if name == "sequential":
-        return SequentialKernel(module, algorithm.learning_rate)
+        return SequentialKernel(module, algorithm.learning_rate, tolerant=private)
     layers = affine_layers(module)
     if layers is None:
         raise ModelError("kernel 'stacked' is for linear and mlp models; accepted here: sequential, auto")

@@ -61,6 +61,12 @@ class _Group:
         for step, active in enumerate(self.active):
             yield active, self.gathered.get(self.same_as[step]) or self._gather(step)
 
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """All that it holds."""
+        yield from (self.features, self.labels, self.order)
+        for batch in self.gathered.values():
+            yield from (batch.rows, batch.columns, batch.targets, batch.share)
+
     def _gather(self, step: int) -> _Batch:
         order = self.order[step, : self.active[step]]
         rows = self.features[order]
@@ -100,6 +106,10 @@ class StackedKernel:
         classes = self.layers[-1][1]
         groups = [_Group(chunk, [k for k, size in padded.items() if size == rows], rows, classes) for rows in sorted(set(padded.values()))]
         return StackedChunk(len(chunk), groups)
+
+    def bytes_of(self, prepared: StackedChunk) -> int:
+        """See `Kernel.bytes_of`."""
+        return sum(tensor.nbytes for group in prepared.groups for tensor in group.tensors())
 
     @torch.no_grad()
     def updates(self, weights: np.ndarray, prepared: StackedChunk) -> np.ndarray:

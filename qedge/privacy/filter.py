@@ -20,6 +20,7 @@ from qedge.privacy.ledger_events import Plan, Scope
 
 UNIT, RELATION = "client", "zero-out"
 MAX_EPSILON = 1000.0
+_CRUMB = 1e-3  # of a budget
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ def most_epsilon(scope: Scope) -> float:
     """The largest epsilon that one new job may ask at the scope's delta and order and be held; 0.0 when nothing more fits.
 
     It is no difference of epsilons: costs add as Rényi divergence, and each job's epsilon pays the conversion anew, so that this
-    and what is reserved may come to more than the budget.
+    and what is reserved may come to more than the budget. Less than a thousandth of the budget is nothing: the conversion alone would
+    be most of such a job's epsilon.
     """
     left = room(scope)
-    if left <= 0:
+    if left <= _CRUMB * allowance(scope.epsilon, scope.delta, scope.order):
         return 0.0
     return epsilon_of(left, scope.order, scope.delta) if _reserved(scope) else scope.epsilon
 
@@ -119,13 +121,18 @@ def refuse_over_budget(scope: Scope, plan: Plan) -> None:
     each = plan.per_round.at(scope.order)
     final = plan.final.at(scope.order) if plan.final else 0
     fit = max(0, (left - final) // each) if each else 0
+    most = most_epsilon(scope)
+    offer = (
+        f"a new job may ask privacy.epsilon {rounded_down(most)} at most; with this plan's noise, {fit} of its rounds would fit"
+        if most
+        else f"nothing more fits: {fit} of its rounds would"
+    )
     raise BudgetExceeded(
         f"the plan does not fit scope '{scope.name}': its {plan.rounds} rounds alone come to epsilon {scope.epsilon_of(plan.cost):.4g}, "
-        f"and beside the {scope.reserved:.4g} of {scope.epsilon:g} that is spent or held, a new job may ask at most "
-        f"{rounded_down(most_epsilon(scope))}; {fit} rounds of it would fit",
+        f"and {scope.reserved:.4g} of {scope.epsilon:g} is spent or held; {offer}",
         scope=scope.name,
         epsilon=scope.epsilon,
-        new_job_epsilon=most_epsilon(scope),
+        new_job_epsilon=most,
         asked=scope.epsilon_of(plan.cost),
         rounds_that_fit=fit,
     )

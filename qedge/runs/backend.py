@@ -41,6 +41,7 @@ def carry_out(run: str, settings: Settings, make_workers: MakeWorkers, on_event:
 
     try:
         with locked(folder.path / "lock", timeout_s=LOCK_TIMEOUT_S):  # two coordinators of one run would undo each other's files
+            folder.forget_failure()
             coordinator = Coordinator(folder, records, make_workers, tell)
             result = complete(coordinator, coordinator.train(), tell)
     except Diverged as error:

@@ -5,7 +5,6 @@ Everything can be repeated: a run that was cut off here goes on with whatever is
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -52,8 +51,7 @@ def complete(coordinator: Coordinator, state: ServerState, tell: Callable[[Event
     deviation = None
     if guarantee is not None:
         if accuracy is None:
-            accuracy = coordinator.evaluate_charged(state)
-            deviation = _evaluation_deviation(guarantee, len(coordinator.federation.clients))
+            accuracy, deviation = coordinator.evaluate_charged(state)
         records.ledger.close(folder.run, coordinator.epoch, give_back=True)
     issued = None
     if coordinator.noise.for_tests:
@@ -71,15 +69,6 @@ def record_failure(folder: RunFolder, records: Records, error: QEdgeError) -> No
     """Put on record that a run cannot go on as it is; what it holds stays held."""
     folder.write("result.json", {"status": "failed", "metrics": {}, "tags": {"qedge.error": error.code}})
     records.log.append("run.failed", run=folder.run, code=error.code)
-
-
-def _evaluation_deviation(guarantee: Guarantee, clients: int) -> float | None:
-    """One standard deviation, at most, of the noise on the accuracy of the charged evaluation; public, as all that it follows from.
-
-    The noise is on a count to which every client adds up to K; the accuracy is that count over K·clients.
-    """
-    variance = guarantee.evaluation_variance
-    return None if variance is None else math.sqrt(variance) / (EVALUATION_ROWS * clients)
 
 
 def _result(

@@ -62,7 +62,7 @@ def prepare(job: TrainingJob, settings: Settings) -> RunFolder:
         prints = _prints(federation, records)
         scope, guarantee = _terms(job, federation, params, prints, records, settings)
         folder = RunFolder.create(settings.home, job)
-        folder.write("run.json", _description(folder.run, job))
+        folder.write("run.json", _description(folder.run, job, time.time_ns() // 1_000_000))
         record = _record(job, federation, params, chunk, kernel, scope, guarantee)
         folder.write("record.json", record | {"data": data_digest(federation, records.keys)})
         folder = folder.settle()
@@ -85,10 +85,10 @@ def reopen(run: str, settings: Settings) -> RunFolder:
         UnknownRun: no such run; Refused, Tampered: as `prepare`.
     """
     folder = RunFolder.open(settings.home, run)
-    result = folder.read("result.json")
-    if result is not None and result["status"] == "failed":
-        (folder.path / "result.json").unlink()
     job, records = folder.job(), Records.open(settings.home)
+    began = folder.read("run.json") or {}
+    # Made again from the job, which the ledger's plan names by its digest: what the registry shows is what was asked for.
+    folder.write("run.json", _description(run, job, int(str(began.get("created_ms", time.time_ns() // 1_000_000)))))
     hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
     records.log.append("run.resumed", run=run)
     return folder
@@ -149,12 +149,12 @@ def _terms(
     return scope.name if scope else name, guarantee
 
 
-def _description(run: str, job: TrainingJob) -> Json:
+def _description(run: str, job: TrainingJob, created_ms: int) -> Json:
     """What the registry shows of the run from its first round on: every parameter of the job by its dotted name."""
     return {
         "run_id": run,
         "name": job.name,
-        "created_ms": time.time_ns() // 1_000_000,
+        "created_ms": created_ms,
         "params": dict(_flat("", job.plain())),
         "tags": {"qedge.run_id": run, "qedge.privacy": "none" if job.privacy is None else job.privacy.unit},
     }

@@ -98,7 +98,7 @@ def train(
     with _backend(backend)(settings) as runner:
         on_event(Phase(job.name if job else str(resume), "preparing"))
         folder = prepare(job, settings) if job else reopen(str(resume), settings)
-        result = folder.read("result.json") or runner.run(folder.run, on_event)
+        result = folder.finished() or runner.run(folder.run, on_event)
     return _result(folder, mapping(result["summary"]), time.perf_counter() - begun)
 
 

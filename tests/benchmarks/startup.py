@@ -88,7 +88,7 @@ def _model(home: Path) -> np.ndarray:
     train(job, backend="serial", settings=settings_of(home))
     file = home / "job.yaml"
     file.write_text(yaml.safe_dump(job.plain()), encoding="utf-8")
-    return held_out_rows(file)[0][:8]
+    return held_out_rows(file, home)[0][:8]
 
 
 def _first_answer(home: Path, port: int, rows: np.ndarray) -> float:

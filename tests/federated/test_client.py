@@ -60,12 +60,18 @@ def test_what_was_made_ready_ahead_moves_no_bit(sizes, private, kernel, said):
     assert got.weight == expected.weight
 
 
-@pytest.mark.parametrize(("room", "kept"), [(0, 0), (3 * 4 * FEATURES, 1), (1 << 20, 3)])
-def test_no_more_is_made_ready_than_there_is_room_for(monkeypatch, room, kept):
+@pytest.mark.parametrize("private", [True, False])
+def test_what_is_made_ready_stops_with_the_chunk_that_fills_the_room_and_padding_counts(monkeypatch, private):
+    """Under privacy one row is padded to sixteen, and lies there once for the forward and once for the backward product."""
+    chunks = [np.array([k, k + 1]) for k in range(0, 40, 2)]
+    floats = 2 * (16 if private else 1) * FEATURES * 2  # two clients, rows, features, two layouts
+    room = 5 * 4 * floats
     monkeypatch.setattr(client_module, "AHEAD_BYTES", room)
-    ready = _client([3, 3, 3], private=False, kernel="stacked")
-    ready.prepare(1, [np.array([k]) for k in range(3)])
-    assert len(ready.ahead) == kept
+    ready = _client([1] * 40, private=private, kernel="stacked")
+    ready.prepare(1, chunks)
+    assert 1 <= len(ready.ahead) <= 5
+    *kept, last = (ready.kernel.bytes_of(prepared) for prepared in ready.ahead.values())
+    assert sum(kept) < room <= sum(kept) + last
 
 
 def test_a_round_that_was_made_ready_is_forgotten_once_it_ran_or_another_is_announced():

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qedge.errors import InvalidPrivacy
-from qedge.federated.guarantee import EVALUATION_ROWS, plan_guarantee, read_guarantee
+from qedge.federated.guarantee import EVALUATION_SENSITIVITY_SQUARED, plan_guarantee, read_guarantee
 from qedge.job import TrainingJob
 from qedge.privacy.accounting import epsilon_of, sampled_gaussian
 
@@ -55,7 +55,7 @@ def test_an_evaluation_of_private_rows_is_part_of_the_plan_and_of_its_epsilon(ma
     public = plan_guarantee(make_job(), 30, 100, None)
     assert charged.evaluation is not None
     assert charged.evaluation_variance is not None
-    assert charged.evaluation == sampled_gaussian(EVALUATION_ROWS**2, charged.evaluation_variance, 1.0)
+    assert charged.evaluation == sampled_gaussian(EVALUATION_SENSITIVITY_SQUARED, charged.evaluation_variance, 1.0)
     assert charged.epsilon(4) < charged.epsilon(4, evaluated=True) <= 6
     assert charged.variance > public.variance
     assert public.evaluation is None

@@ -6,10 +6,12 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from qedge.errors import (
     Fenced,
     InvalidJob,
     InvalidPrivacy,
+    ModelError,
     NotInThisVersion,
     RolledBack,
     ScopeConflict,
@@ -33,8 +36,10 @@ from qedge.errors import (
 )
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import RoundFinished
+from qedge.federated.guarantee import EVALUATION_ROWS
 from qedge.federated.run_folder import RunFolder
 from qedge.job import TrainingJob
+from qedge.models import set_parameters
 from qedge.privacy.mechanisms import SeededNoise
 from qedge.records import Records
 from qedge.runs.backend import local_workers
@@ -402,6 +407,60 @@ def test_held_out_rows_not_declared_public_are_looked_at_once_and_charged(settin
     assert sorted(releases) == [1, 2, 3, 4, 5]
     assert Records.open(settings.home).ledger.scope("wine").spent == pytest.approx(result.epsilon)
     assert result.epsilon <= 6
+
+
+def test_the_charged_accuracy_is_that_of_the_clients_that_hold_rows_out(settings: Settings, make_job: Make):
+    """False alarms: six standard deviations of noise, below 1e-8. Most clients hold no row out: they count neither way."""
+    data = {"source": "digits", "partition": {"dirichlet": 0.5, "clients": 400}, "test": 0.1, "evaluation": None}
+    private = {"epsilon": 30, "delta": 1e-3, "clipping": {"bound": 2.0}}
+    job = make_job(data=data, privacy=private, algorithm={"learning_rate": 0.5}, cohort={"rate": 0.5}, rounds=5)
+    coordinator = _coordinator(settings, prepare(job, settings))
+    state = coordinator.train()
+    accuracy, deviation = coordinator.evaluate_charged(state)
+    test = coordinator.federation.test
+    assert test is not None
+    set_parameters(coordinator.module, state.model)
+    with torch.no_grad():
+        hits = coordinator.module(torch.from_numpy(test.features)).argmax(1).numpy() == test.labels
+    own = [hits[start:end].mean() for start, end in pairwise(test.offsets) if end > start]
+    assert len(own) < 0.6 * len(coordinator.federation.clients)
+    assert accuracy is not None
+    assert deviation is not None
+    assert abs(accuracy - np.mean(own)) < 6 * deviation + 1 / EVALUATION_ROWS
+    assert deviation < 0.1
+
+
+def test_a_round_that_nobody_takes_part_in_is_a_round(settings: Settings, make_job: Make):
+    """With cohorts this small most are empty; which ones is secret, so nothing may come of it."""
+    result = train(make_job(cohort={"rate": 0.001}, rounds=6), backend="serial", settings=settings)
+    assert result.rounds == 6
+    assert len(Records.open(settings.home).ledger.releases(result.run_id)) == 6
+
+
+@pytest.mark.parametrize("privacy", ["none", None])
+def test_a_model_that_raises_on_somebodys_rows_tells_nothing_of_them_under_privacy(settings: Settings, make_job: Make, privacy: str | None):
+    changes = {} if privacy is None else {"privacy": privacy}
+    folder = prepare(make_job(model={"kind": "linear"}, algorithm={"kernel": "sequential"}, rounds=2, **changes), settings)
+    coordinator = _coordinator(settings, folder)
+    client = coordinator.workers.client
+    whole = client.module.forward
+    seen: list[int] = []
+
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        seen.append(len(rows))
+        if len(seen) % 3 == 0:
+            raise ValueError(f"out of range: {rows[0]}")
+        return whole(rows)
+
+    client.module.forward = forward
+    if privacy == "none":
+        with pytest.raises(ModelError, match="out of range"):
+            coordinator.train()
+    else:
+        state = coordinator.train()
+        assert state.round == 2
+        assert np.isfinite(state.weights).all()
+    assert len(seen) >= 3
 
 
 def test_a_diverging_run_stops_and_is_on_record_as_failed(settings: Settings, make_job: Make):

@@ -33,7 +33,7 @@ def plan(nanos: int) -> Plan:
 
 
 @settings(max_examples=200, deadline=None)
-@given(epsilon=st.floats(0.5, 50), order=st.sampled_from(ORDERS), spent=st.floats(0, 1), more=st.floats(1e-6, 1))
+@given(epsilon=st.floats(0.5, 50), order=st.sampled_from(ORDERS), spent=st.floats(0, 1) | st.floats(0.998, 1), more=st.floats(1e-6, 1))
 def test_a_job_may_cost_all_that_the_most_it_may_ask_allows_and_nothing_above_it(epsilon, order, spent, more):
     try:
         scope = scope_of(epsilon, order, spent)
@@ -43,10 +43,12 @@ def test_a_job_may_cost_all_that_the_most_it_may_ask_allows_and_nothing_above_it
     if most > 0:
         refuse_over_budget(scope, plan(allowance(most, DELTA, order)))
         assert float(rounded_down(most)) <= most <= epsilon
-    above = allowance(max(most, 0.0) + more, DELTA, order)
-    if above >= 1:
-        with pytest.raises(BudgetExceeded, match="may ask at most"):
+        above = allowance(most + more, DELTA, order)
+        with pytest.raises(BudgetExceeded, match=r"may ask privacy\.epsilon .* at most"):
             refuse_over_budget(scope, plan(above))
+    else:  # less than a thousandth may be left, of which the conversion would take the most
+        with pytest.raises(BudgetExceeded, match="nothing more fits"):
+            refuse_over_budget(scope, plan(allowance(epsilon, DELTA, order) // 500))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -107,7 +107,7 @@ def test_a_plan_that_does_not_fit_is_refused_whole_and_told_how_many_rounds_woul
     ledger.set_budget("digits", epsilon=8, delta=DELTA, order=ORDER, actor="ann")
     room = allowance(8, DELTA, ORDER)
     before = ledger.head()
-    with pytest.raises(BudgetExceeded, match="rounds of it would fit") as caught:
+    with pytest.raises(BudgetExceeded, match="of its rounds would fit") as caught:
         ledger.hold(plan("r", 10**6, final=flat(room // 2)), prints("a"), opening=None)
     fit = caught.value.facts["rounds_that_fit"]
     assert caught.value.facts | {"asked": 0} == {
