@@ -61,7 +61,7 @@ def _killed(
             continue
         if killed.wrong:
             raise RuntimeError(f"killed {moment}: {killed.wrong}")
-        return _weights(home, killed.run) == oracle, f"round {moment.rounds}{'' if killed.checkpoint else ', before any checkpoint'}"
+        return _weights(home, killed.run) == oracle, f"round {moment.rounds}"
 
 
 def _weights(home: Path, run: str) -> bytes:
