@@ -503,6 +503,7 @@ def test_a_small_concentration_gives_clients_fewer_labels() -> None:
     assert shares[1] < 0.3
 
 
+@pytest.mark.slow
 def test_the_seed_deals_and_a_million_clients_share_what_there_is() -> None:
     first, again, other = (load(Data(source="wine", partition={"clients": 9}), seed) for seed in (1, 1, 2))
     assert (first.train.features == again.train.features).all()

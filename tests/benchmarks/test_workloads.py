@@ -38,6 +38,7 @@ def table(tmp_path_factory: pytest.TempPathFactory, clients: list[Client]) -> Pa
     return path
 
 
+@pytest.mark.slow
 def test_plain_training_reaches_the_published_norm(clients: list[Client]) -> None:
     """4.55388, on which three frameworks agree: rows, their order, cohorts, initial weights and training are all as published."""
     assert norm(train_plainly(clients, published_cohorts(20))) == pytest.approx(NORM_AFTER_20_ROUNDS, abs=5.1e-6)
