@@ -30,7 +30,7 @@ demo: $(RUNTIME)  ## train privately, deploy, predict over HTTP, stop again (ARG
 test: $(TOOLING)  ## every test: real clusters, killed processes, notebooks
 	$(PY) -m pytest -q $(BESIDE) $(ARGS)
 
-check: $(TOOLING)  ## format, lint, types, layers and the fast tests, under two minutes
+check: $(TOOLING)  ## format, lint, types, layers and the fast tests, in about two minutes
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
