@@ -10,9 +10,9 @@ from types import TracebackType
 import ray
 from ray.actor import ActorHandle
 
+from actors.client_workers import LOST
 from actors.cluster import Connection, connect
 from actors.coordinator import CoordinatorActor
-from actors.federated_client import LOST
 from actors.nodes import HEAD, refuse_off_head
 from actors.session import NAMESPACE
 from qedge.config import Settings

@@ -1,47 +1,28 @@
-"""Federated clients on Ray: one actor a core stands for many clients; a chunk lost with its actor is run again by another.
-
-Ray restarts no actor here: an actor that dies wherever it is put would be restarted for ever. Each is replaced, so many times.
-"""
+"""Federated clients on Ray: an actor that stands for many."""
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+import threading
+from collections.abc import Sequence
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.reservation import CPUS_OF_AN_ACTOR
+from actors.round_graph import Errand
 from qedge.data.federation import Rows
-from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import FederatedClient
-from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody
-from qedge.federated.workers import share_out
+from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
 from qedge.job import Personalisation
-
-ATTEMPTS = 3
-START_TIMEOUT_S = 120.0
-LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError)  # an actor, or its answer with its node
-WORTH_A_CALL_S = 2e-3
-HANDED_AHEAD = 2  # chunks that an actor has at once: one to train, one to go on with; a slow actor keeps no more from others
-NEARLY_DONE_S = 0.5  # far less than an actor takes to start
-_INLINE_BYTES = 64 * 1024  # Ray sends smaller arguments with the call itself
-Piece = TypeVar("Piece")
 
 
 @ray.remote(num_cpus=CPUS_OF_AN_ACTOR, max_restarts=0)
 class FederatedClientActor:
-    """A `FederatedClient` on some node."""
+    """A `FederatedClient` on some node, one thing at a time: a graph's errands come on another thread than calls."""
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
         self.client = FederatedClient(spec, train, test)
+        self.turn = threading.Lock()
 
     def ready(self) -> float | None:
         """Answers once the actor has started, with `FederatedClient.kernel_difference`."""
@@ -49,296 +30,33 @@ class FederatedClientActor:
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> PartialSum:
         """See `FederatedClient.partial_sum`."""
-        return self.client.partial_sum(broadcast, chunks)
+        with self.turn:
+            return self.client.partial_sum(broadcast, chunks)
 
     def prepare(self, round_number: int, chunks: Sequence[Chunk]) -> None:
         """See `FederatedClient.prepare`."""
-        self.client.prepare(round_number, chunks)
+        with self.turn:
+            self.client.prepare(round_number, chunks)
+
+    def run_errand(self, errand: Errand, slot: int) -> PartialSum | None:
+        """This actor's part of what a `RoundGraph` tells all."""
+        if errand.broadcast is None:
+            return self.prepare(errand.round, errand.shares[slot])
+        return self.partial_sum(errand.broadcast, errand.shares[slot])
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""
-        return self.client.evaluation.correct_counts(weights, clients, cap)
+        with self.turn:
+            return self.client.evaluation.correct_counts(weights, clients, cap)
 
     def losses(self, broadcast: Broadcast, clients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whose they are, and `ClientEvaluation.losses`."""
-        return clients, self.client.evaluation.losses(broadcast, clients)
+        with self.turn:
+            return clients, self.client.evaluation.losses(broadcast, clients)
 
     def accuracies(
         self, weights: np.ndarray, clients: np.ndarray, personalisation: Personalisation | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Whose they are, and `ClientEvaluation.accuracies`."""
-        return clients, self.client.evaluation.accuracies(weights, clients, personalisation)
-
-
-@dataclass
-class _Errand:
-    """A chunk to be trained by itself, and how often an actor died over it or was late."""
-
-    round: int
-    sent: Broadcast | ray.ObjectRef
-    chunk: Chunk
-    answer: ray.ObjectRef | None = None
-    losses: int = 0
-
-
-@dataclass
-class _Lane:
-    """What an actor was handed, in the order in which it does it; since: when it could begin with the first, monotonic seconds."""
-
-    errands: deque[_Errand] = field(default_factory=deque)
-    since: float = 0.0
-
-
-class RayWorkers:
-    """The `Workers` of a run on Ray: an actor for each bundle of CPUs that is set aside for it, the rows once in the object store."""
-
-    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, reserved: PlacementGroup) -> None:
-        self.rows = np.diff(train.offsets)
-        self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
-        self.spec, self.reserved = spec, reserved
-        self.difference: float | None = None
-        self.gather_s = WORTH_A_CALL_S  # of the actor that took longest over it in the last round
-        self.waiting: deque[_Errand] = deque()
-        self.lanes = [_Lane() for _ in range(reserved.bundle_count)]
-        self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
-        self._await_start()
-
-    def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float) -> PartialSum:
-        """See `Workers.partial_sum`."""
-        if not chunks:
-            return nobody(broadcast, self.spec)
-        sent = _to_send(broadcast)
-
-        def submit(actor: ActorHandle, share: list[Chunk]) -> ray.ObjectRef:
-            return actor.partial_sum.remote(sent, share)
-
-        def share(lost: list[Chunk], workers: int) -> list[list[Chunk]]:
-            return share_out(lost, self.rows, workers)
-
-        parts = self._gather(list(chunks), share, submit, deadline_s, f"round {broadcast.round}")
-        slowest = max(parts, key=lambda part: sum(part.seconds.values())).seconds
-        self.gather_s = max(part.gather_s for part in parts)
-        return replace(PartialSum.of(parts), seconds=slowest)
-
-    def send(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> None:
-        """See `Workers.send`."""
-        sent = _to_send(broadcast)
-        self.waiting.extend(_Errand(broadcast.round, sent, chunk) for chunk in chunks)
-
-    def next_sum(self, deadline_s: float) -> tuple[int, Chunk, PartialSum]:
-        """See `Workers.next_sum`: of whoever is done, the one that was longest over it."""
-        while True:
-            self._hand_out()
-            busy = sorted((slot for slot, lane in enumerate(self.lanes) if lane.errands), key=lambda slot: self.lanes[slot].since)
-            firsts = {self.lanes[slot].errands[0].answer: slot for slot in busy}
-            due = self.lanes[busy[0]].since + deadline_s
-            ready, _ = ray.wait(list(firsts), timeout=max(0.0, due - time.monotonic()))
-            slot = firsts[ready[0]] if ready else busy[0]
-            errand = self.lanes[slot].errands[0]
-            partial = _answer(ready[0], f"round {errand.round}") if ready else None
-            if partial is None:
-                self._give_up(slot, deadline_s)
-                continue
-            self.lanes[slot].errands.popleft()
-            self.lanes[slot].since = time.monotonic()
-            return errand.round, errand.chunk, partial
-
-    def _hand_out(self) -> None:
-        """What waits, first come first, to whoever has least."""
-        while self.waiting:
-            slot = min(range(len(self.lanes)), key=lambda slot: len(self.lanes[slot].errands))
-            lane = self.lanes[slot]
-            if len(lane.errands) == HANDED_AHEAD:
-                return
-            errand = self.waiting.popleft()
-            errand.answer = self.actors[slot].partial_sum.remote(errand.sent, [errand.chunk])
-            if not lane.errands:
-                lane.since = max(lane.since, time.monotonic())
-            lane.errands.append(errand)
-
-    def _give_up(self, slot: int, deadline_s: float) -> None:
-        """Have another actor stand in for one that died or is late; what that one had is handed out before all else."""
-        lost = self.lanes[slot].errands
-        lost[0].losses += 1  # with the others it had not begun
-        if lost[0].losses == ATTEMPTS:
-            raise _given_up(f"round {lost[0].round}", deadline_s)
-        self.waiting.extendleft(reversed(lost))
-        self._replace(slot)
-        # Starting a process is not part of a round; whoever has work meanwhile does not wait for it.
-        self.lanes[slot] = _Lane(since=time.monotonic() + START_TIMEOUT_S)
-
-    def prepare(self, round_number: int, chunks: Sequence[Chunk]) -> None:
-        """See `Workers.prepare`: each actor takes it up behind what it is doing, in the shares that `partial_sum` will use.
-
-        Where gathering takes less than a call does, nobody is called.
-        """
-        if self.gather_s < WORTH_A_CALL_S:
-            return
-        for actor, share in zip(self.actors, share_out(chunks, self.rows, len(self.actors)), strict=True):
-            if share:
-                actor.prepare.remote(round_number, share)
-
-    def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
-        """See `Workers.correct_counts`."""
-
-        def submit(actor: ActorHandle, share: list[np.ndarray]) -> ray.ObjectRef:
-            return actor.correct_counts.remote(weights, np.concatenate(share), cap)
-
-        pieces = np.array_split(clients, len(self.actors))
-        parts = self._gather(list(pieces), lambda lost, n: [lost[i::n] for i in range(n)], submit, deadline_s, "the evaluation")
-        return np.sum(parts, axis=0)
-
-    def losses(self, broadcast: Broadcast, clients: np.ndarray, deadline_s: float) -> np.ndarray:
-        """See `Workers.losses`."""
-        sent = _to_send(broadcast)
-
-        def submit(actor: ActorHandle, share: list[np.ndarray]) -> ray.ObjectRef:
-            return actor.losses.remote(sent, np.concatenate(share))
-
-        return self._of_each(clients, 2, submit, deadline_s, f"the losses of round {broadcast.round}")
-
-    def accuracies(self, weights: np.ndarray, clients: np.ndarray, own: Personalisation | None, deadline_s: float) -> np.ndarray:
-        """See `Workers.accuracies`."""
-        sent = ray.put(weights)
-
-        def submit(actor: ActorHandle, share: list[np.ndarray]) -> ray.ObjectRef:
-            return actor.accuracies.remote(sent, np.concatenate(share), own)
-
-        return self._of_each(clients, 3, submit, deadline_s, "the evaluation of each client")
-
-    def _of_each(
-        self,
-        clients: np.ndarray,
-        width: int,
-        submit: Callable[[ActorHandle, list[np.ndarray]], ray.ObjectRef],
-        deadline_s: float,
-        what: str,
-    ) -> np.ndarray:
-        """So many numbers of each client, [clients, width] float64; `submit` has them answered with whose they are."""
-        pieces = [piece for piece in np.array_split(clients, len(self.actors)) if len(piece)]
-        parts = self._gather(pieces, lambda lost, n: [lost[i::n] for i in range(n)], submit, deadline_s, what)
-        found = np.empty((len(clients), width))
-        for whose, numbers in parts:
-            found[np.searchsorted(clients, whose)] = numbers
-        return found
-
-    def kernel_difference(self) -> float | None:
-        """See `Workers.kernel_difference`."""
-        return self.difference
-
-    def use_kernel(self, name: str) -> None:
-        """See `Workers.use_kernel`."""
-        self.spec = replace(self.spec, kernel=name)
-        self.standing_for = (ray.put(self.spec), *self.standing_for[1:])
-        for slot in range(len(self.actors)):
-            self._replace(slot)
-        self._await_start()
-
-    def _gather(
-        self,
-        work: list[Piece],
-        share: Callable[[list[Piece], int], list[list[Piece]]],
-        submit: Callable[[ActorHandle, list[Piece]], ray.ObjectRef],
-        deadline_s: float,
-        what: str,
-    ) -> list:
-        """Every piece of work done once: what misses the deadline, or dies for good, is shared out anew.
-
-        An actor that is late is given up and another stands in for it, so that a node that hangs costs one deadline, not one a
-        round. An attempt has its own references: an answer that comes too late is never looked at.
-        """
-        done: list = []
-        self._free()
-        for _ in range(ATTEMPTS):
-            shares = share(work, len(self.actors))
-            waiting = {submit(self.actors[slot], part): slot for slot, part in enumerate(shares) if part}
-            work = []
-            end = time.monotonic() + deadline_s
-            while waiting:
-                ready, _rest = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
-                if not ready:
-                    break
-                slot = waiting.pop(ready[0])
-                if (answer := _answer(ready[0], what)) is not None:
-                    done.append(answer)
-                else:
-                    work += shares[slot]
-                    self._replace(slot)
-            for slot in waiting.values():
-                work += shares[slot]
-                self._replace(slot)
-            if not work:
-                return done
-            self._await_start()
-        raise _given_up(what, deadline_s)
-
-    def _free(self) -> None:
-        """Drop what was sent one by one and is not done: after the last step nobody waits for it, nor for who is slow over it."""
-        last = {lane.errands[-1].answer: slot for slot, lane in enumerate(self.lanes) if lane.errands}
-        if not last:
-            return
-        _, busy = ray.wait(list(last), num_returns=len(last), timeout=NEARLY_DONE_S)
-        for answer in busy:
-            self._replace(last[answer])
-        self.waiting.clear()
-        self.lanes = [_Lane() for _ in self.actors]
-        if busy:
-            self._await_start()
-
-    def _await_start(self) -> None:
-        """Starting a process is not part of a round: deadlines begin when every actor answers. One that dies is started again."""
-        waiting = {actor.ready.remote(): slot for slot, actor in enumerate(self.actors)}
-        deaths, end, self.difference = 0, time.monotonic() + START_TIMEOUT_S, None
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
-            if not ready:
-                raise RoundFailed(
-                    f"{len(waiting)} of {len(self.actors)} client actors did not start in {START_TIMEOUT_S:g} s", seconds=START_TIMEOUT_S
-                )
-            slot = waiting.pop(ready[0])
-            try:
-                self.difference = ray.get(ready[0]) or self.difference
-            except LOST as error:
-                deaths += 1
-                if deaths >= ATTEMPTS:
-                    how = type(error).__name__  # what its constructor raised, Ray would put in the text
-                    raise RoundFailed(f"{deaths} client actors died as they started (Ray: {how})", deaths=deaths) from None
-                self._replace(slot)
-                waiting[self.actors[slot].ready.remote()] = slot
-
-    def _replace(self, slot: int) -> None:
-        ray.kill(self.actors[slot])
-        self.actors[slot] = self._start(slot)
-
-    def _start(self, slot: int) -> ActorHandle:
-        bundle = PlacementGroupSchedulingStrategy(self.reserved, placement_group_bundle_index=slot)
-        return FederatedClientActor.options(scheduling_strategy=bundle).remote(*self.standing_for)
-
-
-def _to_send(broadcast: Broadcast) -> Broadcast | ray.ObjectRef:
-    """Sent with each call while small, else once for all through the object store, from which actors read it where it lies."""
-    return ray.put(broadcast) if broadcast.weights.nbytes > _INLINE_BYTES else broadcast
-
-
-def _answer(reference: ray.ObjectRef, what: str) -> Any:
-    """What an actor answered, or None where that is lost with it; raises what it raised."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise _told(error.cause, what) from None
-    except LOST:
-        return None
-
-
-def _given_up(what: str, deadline_s: float) -> RoundFailed:
-    return RoundFailed(
-        f"{what}: in {ATTEMPTS} attempts actors died, or were not done in {deadline_s:g} s each, before all clients had taken part",
-        attempts=ATTEMPTS,
-    )
-
-
-def _told(cause: BaseException, what: str) -> QEdgeError:
-    """What a client actor raised; of what is not ours its type alone: its text may hold values of private rows."""
-    if isinstance(cause, QEdgeError):
-        return cause
-    return RoundFailed(f"{what}: a client actor raised {type(cause).__name__}", cause=type(cause).__name__)
+        with self.turn:
+            return clients, self.client.evaluation.accuracies(weights, clients, personalisation)

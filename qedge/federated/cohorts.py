@@ -50,12 +50,11 @@ class Cohorts:
             self._take(number, self._draw(number))
         return self.drawn[1]
 
-    def ahead(self, number: int) -> list[np.ndarray] | None:
-        """The clients of a later round where that can be said already: not when its weights have a say."""
-        if self.job.cohort.follows_the_weights:
-            return None
-        if self.drawn[0] != number:
-            self._take(number, self._draw(number))
+    def ahead(self, number: int) -> list[np.ndarray]:
+        """The clients of the next round where they can be said while this one is under way: as `of` says them then, unless one fails."""
+        if self.job.cohort.informed or number > self.job.rounds:
+            return []
+        self._take(number, self._draw(number))
         return self.drawn[1]
 
     def took_part(self, broadcast: Broadcast, partial: PartialSum, tell: Callable[[Event], None], run: str) -> None:
@@ -101,6 +100,8 @@ class Cohorts:
         """Say which clients' training raised, and draw those no more that failed too often."""
         failed, ids = sorted(partial.failed), self.federation.clients
         quarantined = self.roster.failed(failed)
+        if quarantined:
+            self.drawn = (0, [])  # they may be among those that were drawn ahead
         reasons = {ids[client]: partial.failed[client] for client in failed}
         tell(ClientsFailed(run, number, reasons, tuple(ids[client] for client in quarantined)))
         if partial.weight == 0:

@@ -246,14 +246,14 @@ class Coordinator:
             control = state.slot(scaffold.CONTROL).astype(np.float32) if controls is not None else None
             broadcast = Broadcast(number, state.weights, control, mechanism.bound if mechanism else None)
             chunks = [Chunk(clients, controls.of(clients) if controls else None) for clients in self.cohorts.of(broadcast)]
+        with phase("ahead"):
+            ahead = [Chunk(clients) for clients in self.cohorts.ahead(number + 1)]
         begun = time.perf_counter()
-        partial = self.workers.partial_sum(broadcast, chunks, self.job.cohort.deadline_s)
+        partial = self.workers.partial_sum(broadcast, chunks, self.job.cohort.deadline_s, ahead)
         self.profile.workers(begun, partial.seconds)
         if mechanism is None:
             with phase("sampling"):
                 self.cohorts.took_part(broadcast, partial, self.on_event, self.folder.run)
-            with phase("ahead"):
-                self._prepare(number + 1)
             return self._stepped(state, self._mean(number, partial, chunks))
         with phase("noise"):
             total = mechanism.noised(partial.total, self.noise)
@@ -262,8 +262,6 @@ class Coordinator:
         # when both are done.
         charged = self.scribe.submit(self._charge, release)
         try:
-            with phase("ahead"):
-                self._prepare(number + 1)
             with phase("step"):
                 after = self._apply(state, Mean(mechanism.mean(release.total, release.kept, self.expected)))
             with phase("evaluate"):
@@ -287,11 +285,6 @@ class Coordinator:
             return state, measured, []
         after = self.best.after(state, measured)
         return after, measured, [] if after is state else [WentBack(self.folder.run, state.round, self.best.best_round)]
-
-    def _prepare(self, number: int) -> None:
-        """Have the workers make a round ready whose cohort is known already."""
-        if number <= self.job.rounds and (cohort := self.cohorts.ahead(number)) is not None:
-            self.workers.prepare(number, [Chunk(clients) for clients in cohort])
 
     def _charge(self, release: Release) -> None:
         """Write a release ahead, then commit its digest."""

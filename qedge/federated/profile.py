@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 PHASES = {
     "sampling": "draw the cohort and cut it into pieces",
+    "ahead": "draw the next cohort, for whoever is done to make it ready",
     "broadcast": "the way to the workers and back",
     "gather": "put the clients' batches together, where that was not done ahead",
     "train": "clients' local steps, on the worker that took longest",
@@ -18,7 +19,6 @@ PHASES = {
     "noise": "sample the noise and add it",
     "record": "write the noised sum ahead, behind the next phases",
     "ledger": "commit it, behind the next phases",
-    "ahead": "have the next round made ready",
     "step": "the server's step",
     "evaluate": "the model on public rows",
     "charge": "wait until record and ledger are done",

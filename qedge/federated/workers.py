@@ -20,8 +20,10 @@ LEAST_STACKED, WORTH_SENDING = 4, 32
 class Workers(Protocol):
     """Trains chunks of clients somewhere and sums their integers; the sum is the same for any number of workers."""
 
-    def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float) -> PartialSum:
+    def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
         """The sum over all chunks; its seconds are those of the worker that took longest.
+
+        ahead: what the next round will ask for, so that it can be made ready by whoever is done with this one; nobody waits for it.
 
         Raises:
             RoundFailed: it could not be had by the deadline, however often the lost part was run again.
@@ -38,9 +40,6 @@ class Workers(Protocol):
         Raises:
             RoundFailed: a chunk could not be had, however often it was run again.
         """
-
-    def prepare(self, round_number: int, chunks: Sequence[Chunk]) -> None:
-        """Say what the next `partial_sum` will ask for, so that it can be made ready meanwhile; nobody waits for it."""
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""
@@ -65,8 +64,8 @@ class LocalWorkers:
         self.client = client
         self.sent: deque[tuple[Broadcast, Chunk]] = deque()
 
-    def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float) -> PartialSum:
-        """See `Workers.partial_sum`; a process that trains by itself has nobody to wait for, so the deadline does not bind."""
+    def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
+        """See `Workers.partial_sum`; who trains by itself waits for nobody: the deadline does not bind, nothing is made ready."""
         return self.client.partial_sum(broadcast, chunks)
 
     def send(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> None:
@@ -77,10 +76,6 @@ class LocalWorkers:
         """See `Workers.next_sum`; trained here and now, first what was sent first."""
         broadcast, chunk = self.sent.popleft()
         return broadcast.round, chunk, self.client.partial_sum(broadcast, [chunk])
-
-    def prepare(self, round_number: int, chunks: Sequence[Chunk]) -> None:
-        """See `Workers.prepare`; done here and now, while another thread waits for the disk."""
-        self.client.prepare(round_number, chunks)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""

@@ -12,9 +12,9 @@ import pytest
 from ray import exceptions
 
 from actors import reservation
+from actors.client_workers import LOST, RayWorkers
 from actors.cluster import connect
 from actors.coordinator import as_told
-from actors.federated_client import LOST, RayWorkers
 from qedge.config import Settings, load
 from qedge.data.federation import Rows
 from qedge.errors import BudgetExceeded, QEdgeError, RoundFailed

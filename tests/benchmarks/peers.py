@@ -1,7 +1,7 @@
 """The frameworks that qedge is measured against: an environment of its own for each, and a process of it that takes turns.
 
 Starting one takes most of a minute, so that each is started once a workload and runs the same plan anew whenever it is its turn; in
-between it waits. Its side of that is `workloads.Turns`.
+between all of its processes stand still. Its side of that is `workloads.Turns`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from tests.benchmarks.surroundings import ROOT, environment
+import psutil
+
+from tests.benchmarks.surroundings import ROOT, environment, go_on, stand_still
 from tests.benchmarks.workloads import Weights, Workload
 
 HERE = Path(__file__).parent
@@ -80,12 +82,26 @@ class Runner:
         self.ready = False
 
     def turn(self) -> Turn:
-        """Let it run the plan once."""
+        """Let it run the plan once, and nothing before and after."""
+        self.go_on()
         self.await_ready()
         self.connection.send("go")
         self.ready = False
         ends, weights = self._heard(TURN_S)
+        self.stand_still()
         return Turn(ends, weights)
+
+    def stand_still(self) -> None:
+        """Stop all of its processes."""
+        stand_still(self._processes())
+
+    def go_on(self) -> None:
+        """Let them run again."""
+        go_on(self._processes())
+
+    def _processes(self) -> list[psutil.Process]:
+        own = psutil.Process(self.process.pid)
+        return [own, *own.children(recursive=True)]
 
     def await_ready(self) -> None:
         """Wait until it has started, or is back from its last turn."""
@@ -129,7 +145,9 @@ def running(peer: Peer, workload: Workload, table: Path, plan: Path, turns: int,
             with _connected(peer, process, door, log) as connection:
                 runner = Runner(peer, process, connection, log)
                 runner.await_ready()
+                runner.stand_still()
                 yield runner
+                runner.go_on()
                 process.wait(END_S)
         finally:
             if process.poll() is None:

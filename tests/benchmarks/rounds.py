@@ -3,8 +3,8 @@ weights.
 
 qedge and its peers take turns. Without privacy qedge's cohorts follow from the job's seed; the peers are given the very same ones, so
 that all must end with the same weights. For each a round is the time from the end of the first round to the end of the last, over how
-many there were between: everything that whoever waits for the model waits for, except what is done once. A peer is started once a
-workload and waits while it is not its turn; qedge is started anew for every run. NVFLARE is measured on workload A alone, apart from the
+many there were between: everything that whoever waits for the model waits for, except what is done once. A peer, and the Ray that qedge
+runs on, are started once a workload; while it is not their turn, their processes stand still. NVFLARE is measured on workload A alone, apart from the
 others, for its simulator keeps a process for each client of a cohort.
 
 The overhead is what a round takes beyond the same kernels on the same chunks in two bare processes. That the work is what it says, rows,
@@ -24,15 +24,17 @@ from unittest import mock
 import numpy as np
 from safetensors.numpy import load_file
 
+from actors import environment
 from qedge import TrainingJob, train
-from qedge.federated import coordinator
+from qedge.config import Settings
+from qedge.federated import cohorts as drawing
 from qedge.federated.events import Event, RoundFinished
 from qedge.federated.randomness import RunKey
 from qedge.federated.selection.drawing import draw_cohort
 from tests.benchmarks.bare_processes import BareProcesses
 from tests.benchmarks.figures import Figure, at_least, at_most, beside
 from tests.benchmarks.peers import FLOWER, NVFLARE, PFL, Peer, running
-from tests.benchmarks.surroundings import WORKERS, scratch, settings_of
+from tests.benchmarks.surroundings import WORKERS, cluster, free_port, go_on, scratch, settings_of, stand_still
 from tests.benchmarks.workloads import (
     BATCH,
     CLASSES,
@@ -75,10 +77,10 @@ class Match:
 
 
 MATCHES = (
-    Match(WORKLOADS["A"], {FLOWER: 30, PFL: 4}, rounds=100, peer_rounds=20, bare=True),
-    Match(WORKLOADS["B"], {FLOWER: 25, PFL: 4}, rounds=20, peer_rounds=4, bare=True),
-    Match(WORKLOADS["C"], {FLOWER: 3, PFL: 1.6}, rounds=6, peer_rounds=3),
-    Match(WORKLOADS["A"], {NVFLARE: None}, rounds=100, peer_rounds=4, turns=5),
+    Match(WORKLOADS["A"], {FLOWER: 30, PFL: 4}, rounds=1000, peer_rounds=20, bare=True),
+    Match(WORKLOADS["B"], {FLOWER: 25, PFL: 4}, rounds=60, peer_rounds=4, bare=True),
+    Match(WORKLOADS["C"], {FLOWER: 3, PFL: 1.6}, rounds=10, peer_rounds=3),
+    Match(WORKLOADS["A"], {NVFLARE: None}, rounds=1000, peer_rounds=4, turns=5),
 )
 
 
@@ -150,15 +152,20 @@ def _play(folder: Path, match: Match, repeat: int) -> Measured:
     write_table(workload.deal().clients, table)
     job, as_the_peers = job_of(workload, table, match.rounds), job_of(workload, table, match.peer_rounds)
     plan = _write_plan(folder / "plan.npz", workload, as_the_peers)
-    same = _qedge(folder / "same", as_the_peers)
+    settings = settings_of(folder / "home", serve={"port": free_port()})
     measured = Measured(theirs={peer: [] for peer in match.goals}, apart={peer: [] for peer in match.goals})
     with ExitStack() as stack:
+        processes = stack.enter_context(cluster(settings, serve=False))
+        same = _qedge(settings, as_the_peers)
+        stand_still(environment.processes_of(processes))
         runners = {peer: stack.enter_context(running(peer, workload, table, plan, repeat + 1, folder / peer.key)) for peer in match.goals}
         bare = stack.enter_context(BareProcesses(job, same.kernel, same.chunk)) if match.bare else None
         for runner in runners.values():
             runner.turn()  # starts what a peer starts only when it has work, which would be in others' way later
-        for number in range(repeat):
-            own = _qedge(folder / f"home-{number}", job)
+        for _ in range(repeat):
+            go_on(environment.processes_of(processes))
+            own = _qedge(settings, job)
+            stand_still(environment.processes_of(processes))
             measured.ours.append(own.pace_s * 1000)
             measured.medians.append(own.median_s * 1000)
             if bare is not None:
@@ -203,7 +210,7 @@ def _known_norm(folder: Path, workload: Workload) -> Figure:
     write_table(workload.deal().clients, folder / "table.npz")
     cohorts, (rounds, known) = workload.known_cohorts(), workload.known_norm
     job = job_of(workload, folder / "table.npz", rounds)
-    with mock.patch.object(coordinator, "draw_cohort", lambda cohort, clients, key, number, *_: np.sort(cohorts[number - 1])):
+    with mock.patch.object(drawing, "draw_cohort", lambda cohort, clients, key, number, *_: np.sort(cohorts[number - 1])):
         result = train(job, backend="serial", settings=settings_of(folder / "home"))
     reached = norm(_weights(folder / "home", result.run_id))
     what = f"{workload.name}: norm of the weights after {rounds} rounds with the known cohorts"
@@ -221,7 +228,7 @@ def _parity(folder: Path) -> list[Figure]:
     for seed in range(SEEDS):
         job = job_of(workload, table, PARITY_ROUNDS, seed)
         plan = _write_plan(folder / f"plan-{seed}.npz", workload, job)
-        ours.append(100 * workload.accuracy(_qedge(folder / f"home-{seed}", job).weights, dealt.held_out))
+        ours.append(100 * workload.accuracy(_qedge(settings_of(folder / f"home-{seed}"), job).weights, dealt.held_out))
         for peer in peers:
             with running(peer, workload, table, plan, 1, folder / f"{peer.key}-{seed}") as runner:
                 gaps[peer].append(abs(ours[-1] - 100 * workload.accuracy(runner.turn().weights, dealt.held_out)))
@@ -237,17 +244,18 @@ def _write_plan(path: Path, workload: Workload, job: TrainingJob) -> Path:
     return path
 
 
-def _qedge(home: Path, job: TrainingJob) -> Run:
-    """One run, on a Ray of its own."""
+def _qedge(settings: Settings, job: TrainingJob) -> Run:
+    """One run, on the cluster of its home where one is up, else on one of its own."""
     ends: list[float] = []
 
     def note(event: Event) -> None:
         if isinstance(event, RoundFinished):
             ends.append(time.perf_counter())
 
-    result = train(job, backend="ray", settings=settings_of(home), on_event=note)
-    record = json.loads((home / "runs" / result.run_id / "record.json").read_text(encoding="utf-8"))
-    return Run(pace(ends), result.seconds_per_round, _weights(home, result.run_id), str(record["kernel"]), int(record["chunk"]))
+    result = train(job, backend="ray", settings=settings, on_event=note)
+    record = json.loads((settings.home / "runs" / result.run_id / "record.json").read_text(encoding="utf-8"))
+    weights = _weights(settings.home, result.run_id)
+    return Run(pace(ends), result.seconds_per_round, weights, str(record["kernel"]), int(record["chunk"]))
 
 
 def _weights(home: Path, run: str) -> Weights:

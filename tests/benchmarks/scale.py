@@ -12,8 +12,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from actors import environment
-from actors.cluster import start_head, stop_head
 from qedge import TrainingJob, train
 from qedge.config import Settings
 from qedge.federated.events import Event, RoundFinished
 from tests.benchmarks.figures import Figure, at_most, beside
-from tests.benchmarks.surroundings import free_port, run, scratch, settings_of
+from tests.benchmarks.surroundings import cluster, free_port, run, scratch, settings_of
 
 REPEAT = 3
 CLIENTS, MANY, COHORT = 10_000, 100_000, 1_000
@@ -78,7 +76,8 @@ def measure(repeat: int) -> list[Figure]:
         write_table(few, CLIENTS)
         write_table(many, MANY)
         made = {table: float(str(_index(folder, table)["seconds"])) for table in (few, many)}
-        with cluster(settings_of(folder / "home", serve={"port": free_port()})) as (settings, processes):
+        settings = settings_of(folder / "home", serve={"port": free_port()})
+        with cluster(settings) as processes:
             runs = [watch(job_of(few.with_suffix(".index"), ROUNDS), settings, processes) for _ in range(repeat)]
             plain = watch(job_of(few, ROUNDS), settings, processes)
             long = watch(job_of(few.with_suffix(".index"), LONG), settings, processes)
@@ -126,16 +125,6 @@ def job_of(source: Path, rounds: int) -> TrainingJob:
     sgd = {"local_epochs": 1, "batch_size": 16, "learning_rate": 0.1}
     job = {"name": "scale", "data": data, "model": {"kind": "linear"}, "algorithm": sgd, "privacy": "none", "rounds": rounds}
     return TrainingJob.parse(job | {"cohort": {"sampling": "uniform", "size": COHORT}})
-
-
-@contextmanager
-def cluster(settings: Settings) -> Iterator[tuple[Settings, Path]]:
-    """A Ray of this benchmark's own, and the folder that its processes are known by."""
-    record = start_head(settings)
-    try:
-        yield settings, record.folder
-    finally:
-        stop_head(settings)
 
 
 def watch(job: TrainingJob, settings: Settings, processes: Path) -> Watched:

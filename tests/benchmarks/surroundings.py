@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
+
+from actors.cluster import start_head, stop_head
 from qedge.config import Settings, load
 from qedge.job import TrainingJob
 
@@ -30,6 +34,36 @@ def scratch() -> Iterator[Path]:
 def settings_of(home: Path, **changes: object) -> Settings:
     """Settings of a home, the user's own environment left out; a Ray it starts has `WORKERS` CPUs."""
     return load(home=home, environ={}, **{"cluster": {"cpus": WORKERS}, **changes})
+
+
+@contextmanager
+def cluster(settings: Settings, *, serve: bool = True) -> Iterator[Path]:
+    """A Ray of this benchmark's own, with or without Serve; the folder that its processes are known by."""
+    with socket.socket() as taken:
+        if not serve:  # what finds its port taken is left out
+            taken.bind((settings.serve.host, settings.serve.port))
+            taken.listen()
+        record = start_head(settings)
+    try:
+        yield record.folder
+    finally:
+        stop_head(settings)
+
+
+def stand_still(processes: Sequence[psutil.Process]) -> None:
+    """Stop processes, so that they are in nobody's way, until they `go_on`."""
+    _signal(processes, signal.SIGSTOP)
+
+
+def go_on(processes: Sequence[psutil.Process]) -> None:
+    """Let processes that were stopped run."""
+    _signal(processes, signal.SIGCONT)
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def command(home: Path, *arguments: str) -> list[str]:
