@@ -8,18 +8,21 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, GetTimeoutError, ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.federated_client import FederatedClientActor
-from actors.round_graph import GraphLost, RoundGraph
+from actors.direct_line import BROKEN, DirectLine, Errand
+from actors.federated_client import FederatedClientActor, told
 from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody
@@ -29,9 +32,8 @@ from qedge.job import Personalisation
 ATTEMPTS = 3
 START_TIMEOUT_S = 120.0
 LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError)  # an actor, or its answer with its node
-WORTH_A_CALL_S, WORTH_AN_ERRAND_S = 2e-3, 8e-4
-QUICK_S = 1.0  # a round that takes less goes through a graph: an actor that dies costs all of it
-MOST_PARAMS_IN_GRAPH = 4_000_000  # a graph keeps 8 bytes of each in shared memory, once for each actor
+WORTH_A_CALL_S = 2e-3
+MOST_PARAMS_ON_LINES = 1_000_000  # with more a round takes so long that calls make no difference
 HANDED_AHEAD = 2  # chunks that an actor has at once: one to train, one to go on with; a slow actor keeps no more from others
 NEARLY_DONE_S = 0.5  # far less than an actor takes to start
 _INLINE_BYTES = 64 * 1024  # Ray sends smaller arguments with the call itself
@@ -65,82 +67,98 @@ class RayWorkers:
         self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
         self.spec, self.reserved = spec, reserved
         self.difference: float | None = None
-        self.graph: RoundGraph | None = None
-        self.may_compile = True
         self.gather_s = WORTH_A_CALL_S  # of the actor that took longest over it in the last round
         self.waiting: deque[_Sent] = deque()
         self.lanes = [_Lane() for _ in range(reserved.bundle_count)]
+        self.lines: list[DirectLine | None] = [None] * reserved.bundle_count
+        self.tellers = ThreadPoolExecutor(reserved.bundle_count, thread_name_prefix="tell")
         self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
         self._await_start()
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
-        """See `Workers.partial_sum`; nothing is made ready where gathering takes less than saying so does."""
+        """See `Workers.partial_sum`."""
         if not chunks:
             return nobody(broadcast, self.spec)
-        begun = time.monotonic()
-        worth = self.gather_s >= (WORTH_A_CALL_S if self.graph is None else WORTH_AN_ERRAND_S)
-        following = self._shares(ahead) if worth else []
-        parts = self._through_graph(broadcast, chunks, deadline_s, following)
-        if parts is None:
-            parts = self._through_calls(broadcast, chunks, deadline_s, following)
+        lines = [line for line in self.lines if line is not None]
+        parts: list[PartialSum] = []
+        left = list(chunks)
+        if len(lines) == len(self.actors) and broadcast.control is None and broadcast.weights.size <= MOST_PARAMS_ON_LINES:
+            parts, left = self._through_lines(lines, broadcast, chunks, deadline_s, ahead)
+            ahead = ()
+        if left:
+            parts += self._through_calls(broadcast, left, deadline_s, ahead)
         slowest = max(parts, key=lambda part: sum(part.seconds.values())).seconds
         self.gather_s = max(part.gather_s for part in parts)
-        total = replace(PartialSum.of(parts), seconds=slowest)
-        if self.graph is None and time.monotonic() - begun < QUICK_S and not total.controls:
-            self._compile(broadcast, deadline_s)
-        return total
+        return replace(PartialSum.of(parts), seconds=slowest)
 
-    def _through_graph(
-        self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, following: Sequence[Sequence[Chunk]]
-    ) -> list[PartialSum] | None:
-        """The sums of the actors' shares, or None where there is no graph, or it came to grief over them."""
-        if self.graph is None:
-            return None
-        try:
-            return self.graph.partial_sums(broadcast, self._shares(chunks), deadline_s, following)
-        except RayTaskError as error:
-            raise _told(error.cause, f"round {broadcast.round}") from None
-        except GraphLost:
-            self._leave_graph()
-            return None
+    def _through_lines(
+        self, lines: Sequence[DirectLine], broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk]
+    ) -> tuple[list[PartialSum], list[Chunk]]:
+        """The sums that came in by the deadline, and the chunks of actors that died or are late; others stand in for those."""
+        shares, following = self._shares(chunks), self._shares(ahead)
+        waiting, done, lost = {}, [], []
+        for slot, line in enumerate(lines):
+            errands = [Errand(broadcast.round, shares[slot], broadcast)] if shares[slot] else []
+            errands += [Errand(broadcast.round + 1, following[slot])] if following[slot] else []
+            self._tell(line, deadline_s, errands, wait=broadcast.weights.nbytes <= _INLINE_BYTES)
+            if shares[slot]:
+                waiting[line] = slot
+        end = time.monotonic() + deadline_s
+        while waiting and (ready := connection.wait(list(waiting), max(0.0, end - time.monotonic()))):
+            for line in ready:
+                slot = waiting.pop(line)
+                try:
+                    answer = line.answer()
+                except BROKEN:
+                    lost.append(slot)
+                    continue
+                if isinstance(answer, QEdgeError):
+                    self._hang_up()  # what others answer is not for the next round
+                    raise answer
+                done.append(answer)
+        lost += waiting.values()
+        for slot in lost:
+            self._replace(slot)
+        if lost:
+            self._await_start()
+        return done, [chunk for slot in lost for chunk in shares[slot]]
 
-    def _through_calls(
-        self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, following: Sequence[Sequence[Chunk]]
-    ) -> list[PartialSum]:
-        """The sums of shares of the chunks."""
+    def _tell(self, line: DirectLine, deadline_s: float, errands: Sequence[Errand], *, wait: bool) -> None:
+        """Send errands; who is still making a round ready takes a long one only then, and others should not wait for that."""
+
+        def tell() -> None:
+            with suppress(*BROKEN):  # then it has no answer either
+                line.tell(deadline_s, *errands)
+
+        if wait:
+            tell()
+        else:
+            self.tellers.submit(tell)
+
+    def _hang_up(self) -> None:
+        for line in self.lines:
+            if line is not None:
+                line.close()
+        self.lines = [None] * len(self.actors)
+
+    def _through_calls(self, broadcast: Broadcast, chunks: list[Chunk], deadline_s: float, ahead: Sequence[Chunk]) -> list[PartialSum]:
+        """The sums of shares of the chunks; nothing is made ready where gathering takes less than a call does."""
         sent = _to_send(broadcast)
-        next_of = dict(zip(self.actors, following, strict=False))
+        next_of = dict(zip(self.actors, self._shares(ahead), strict=True)) if self.gather_s >= WORTH_A_CALL_S else {}
 
         def submit(actor: ActorHandle, share: list[Chunk]) -> ray.ObjectRef:
             answer = actor.partial_sum.remote(sent, share)
-            if after := next_of.get(actor):
-                actor.prepare.remote(broadcast.round + 1, after)
+            if following := next_of.pop(actor, []):
+                actor.prepare.remote(broadcast.round + 1, following)
             return answer
 
         def share(lost: list[Chunk], workers: int) -> list[list[Chunk]]:
             return share_out(lost, self.rows, workers)
 
-        return self._gather(list(chunks), share, submit, deadline_s, f"round {broadcast.round}")
+        return self._gather(chunks, share, submit, deadline_s, f"round {broadcast.round}")
 
     def _shares(self, chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         return share_out(chunks, self.rows, len(self.actors))
-
-    def _compile(self, broadcast: Broadcast, deadline_s: float) -> None:
-        """Have the rounds from now on go through a graph, where that is worth its memory."""
-        if broadcast.weights.size <= MOST_PARAMS_IN_GRAPH and self.may_compile:
-            try:
-                self.graph = RoundGraph(self.actors, broadcast.weights.size, deadline_s)
-            except GraphLost:
-                self.may_compile = False
-
-    def _leave_graph(self) -> None:
-        """Replace every actor of a graph that was lost: which of them are late it cannot say, and they may be for good."""
-        for slot in range(len(self.actors)):
-            self._replace(slot)
-        if self.graph is not None:
-            self.graph.close()
-        self.graph = None
-        self._await_start()
 
     def send(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> None:
         """See `Workers.send`."""
@@ -316,8 +334,21 @@ class RayWorkers:
                     raise RoundFailed(f"{deaths} client actors died as they started (Ray: {how})", deaths=deaths) from None
                 self._replace(slot)
                 waiting[self.actors[slot].ready.remote()] = slot
+        self._open_lines()
+
+    def _open_lines(self) -> None:
+        """A direct line to each actor on this node that has none; whoever dies meanwhile is found out later."""
+        here = ray.get_runtime_context().get_node_id()
+        listening = {slot: self.actors[slot].listen.remote(here) for slot, line in enumerate(self.lines) if line is None}
+        for slot, place in listening.items():
+            with suppress(*LOST, GetTimeoutError, OSError):
+                if (there := ray.get(place, timeout=START_TIMEOUT_S)) is not None:
+                    self.lines[slot] = DirectLine(there)
 
     def _replace(self, slot: int) -> None:
+        if (line := self.lines[slot]) is not None:
+            line.close()
+        self.lines[slot] = None
         ray.kill(self.actors[slot])
         self.actors[slot] = self._start(slot)
 
@@ -336,7 +367,7 @@ def _answer(reference: ray.ObjectRef, what: str) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        raise _told(error.cause, what) from None
+        raise told(error.cause, what) from None
     except LOST:
         return None
 
@@ -346,10 +377,3 @@ def _given_up(what: str, deadline_s: float) -> RoundFailed:
         f"{what}: in {ATTEMPTS} attempts actors died, or were not done in {deadline_s:g} s each, before all clients had taken part",
         attempts=ATTEMPTS,
     )
-
-
-def _told(cause: BaseException, what: str) -> QEdgeError:
-    """What a client actor raised; of what is not ours its type alone: its text may hold values of private rows."""
-    if isinstance(cause, QEdgeError):
-        return cause
-    return RoundFailed(f"{what}: a client actor raised {type(cause).__name__}", cause=type(cause).__name__)

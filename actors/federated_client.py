@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import ray
 
+from actors.direct_line import Errand, listen
 from actors.reservation import CPUS_OF_AN_ACTOR
-from actors.round_graph import Errand
 from qedge.data.federation import Rows
+from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import FederatedClient
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
 from qedge.job import Personalisation
@@ -18,7 +19,7 @@ from qedge.job import Personalisation
 
 @ray.remote(num_cpus=CPUS_OF_AN_ACTOR, max_restarts=0)
 class FederatedClientActor:
-    """A `FederatedClient` on some node, one thing at a time: a graph's errands come on another thread than calls."""
+    """A `FederatedClient` on some node, one thing at a time: what comes by a direct line does on another thread than calls."""
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
         self.client = FederatedClient(spec, train, test)
@@ -38,11 +39,17 @@ class FederatedClientActor:
         with self.turn:
             self.client.prepare(round_number, chunks)
 
-    def run_errand(self, errand: Errand, slot: int) -> PartialSum | None:
-        """This actor's part of what a `RoundGraph` tells all."""
+    def listen(self, node: str) -> str | None:
+        """Where to reach this actor by a direct line, for a coordinator on the same node; None for another."""
+        return listen(self._answer) if node == ray.get_runtime_context().get_node_id() else None
+
+    def _answer(self, errand: Errand) -> PartialSum | QEdgeError | None:
         if errand.broadcast is None:
-            return self.prepare(errand.round, errand.shares[slot])
-        return self.partial_sum(errand.broadcast, errand.shares[slot])
+            return self.prepare(errand.round, errand.chunks)
+        try:
+            return self.partial_sum(errand.broadcast, errand.chunks)
+        except Exception as error:  # noqa: BLE001 - the edge of the process: the coordinator raises it
+            return told(error, f"round {errand.round}")
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""
@@ -60,3 +67,10 @@ class FederatedClientActor:
         """Whose they are, and `ClientEvaluation.accuracies`."""
         with self.turn:
             return clients, self.client.evaluation.accuracies(weights, clients, personalisation)
+
+
+def told(cause: BaseException, what: str) -> QEdgeError:
+    """What an actor raised as others hear it; of what is not ours its type alone: its text may hold values of private rows."""
+    if isinstance(cause, QEdgeError):
+        return cause
+    return RoundFailed(f"{what}: a client actor raised {type(cause).__name__}", cause=type(cause).__name__)

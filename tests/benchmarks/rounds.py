@@ -4,10 +4,11 @@ weights.
 qedge and its peers take turns. Without privacy qedge's cohorts follow from the job's seed; the peers are given the very same ones, so
 that all must end with the same weights. For each a round is the time from the end of the first round to the end of the last, over how
 many there were between: everything that whoever waits for the model waits for, except what is done once. A peer, and the Ray that qedge
-runs on, are started once a workload; while it is not their turn, their processes stand still. NVFLARE is measured on workload A alone, apart from the
-others, for its simulator keeps a process for each client of a cohort.
+runs on, are started once a workload; while it is not their turn, their processes stand still. NVFLARE is measured on workload A alone,
+apart from the others, for its simulator keeps a process for each client of a cohort.
 
-The overhead is what a round takes beyond the same kernels on the same chunks in two bare processes. That the work is what it says, rows,
+The overhead is what a round takes beyond the same kernels on the same chunks in two bare processes, which are started anew for every
+turn, as a run's are. That the work is what it says, rows,
 order, initial weights and all, is checked apart: with the cohorts of the workload's known norm, qedge must reach that norm.
 """
 
@@ -78,7 +79,7 @@ class Match:
 
 MATCHES = (
     Match(WORKLOADS["A"], {FLOWER: 30, PFL: 4}, rounds=1000, peer_rounds=20, bare=True),
-    Match(WORKLOADS["B"], {FLOWER: 25, PFL: 4}, rounds=60, peer_rounds=4, bare=True),
+    Match(WORKLOADS["B"], {FLOWER: 25, PFL: 4}, rounds=100, peer_rounds=4, bare=True),
     Match(WORKLOADS["C"], {FLOWER: 3, PFL: 1.6}, rounds=10, peer_rounds=3),
     Match(WORKLOADS["A"], {NVFLARE: None}, rounds=1000, peer_rounds=4, turns=5),
 )
@@ -159,7 +160,6 @@ def _play(folder: Path, match: Match, repeat: int) -> Measured:
         same = _qedge(settings, as_the_peers)
         stand_still(environment.processes_of(processes))
         runners = {peer: stack.enter_context(running(peer, workload, table, plan, repeat + 1, folder / peer.key)) for peer in match.goals}
-        bare = stack.enter_context(BareProcesses(job, same.kernel, same.chunk)) if match.bare else None
         for runner in runners.values():
             runner.turn()  # starts what a peer starts only when it has work, which would be in others' way later
         for _ in range(repeat):
@@ -168,8 +168,9 @@ def _play(folder: Path, match: Match, repeat: int) -> Measured:
             stand_still(environment.processes_of(processes))
             measured.ours.append(own.pace_s * 1000)
             measured.medians.append(own.median_s * 1000)
-            if bare is not None:
-                measured.bare.append(pace(bare.ends()) * 1000)
+            if match.bare:
+                with BareProcesses(job, same.kernel, same.chunk) as bare:
+                    measured.bare.append(pace(bare.ends()) * 1000)
             for peer, runner in runners.items():
                 turn = runner.turn()
                 measured.theirs[peer].append(pace(turn.ends) * 1000)

@@ -82,9 +82,9 @@ def watched(coordinator: Coordinator) -> list[tuple[int, list[int]]]:
     seen: list[tuple[int, list[int]]] = []
     partial_sum = coordinator.workers.partial_sum
 
-    def noting(broadcast, chunks, deadline_s):
+    def noting(broadcast, chunks, deadline_s, ahead=()):
         seen.append((broadcast.round, sorted(int(client) for chunk in chunks for client in chunk.clients)))
-        return partial_sum(broadcast, chunks, deadline_s)
+        return partial_sum(broadcast, chunks, deadline_s, ahead)
 
     coordinator.workers.partial_sum = noting
     return seen
@@ -152,12 +152,11 @@ def test_power_of_choice_trains_the_candidates_whose_loss_under_the_rounds_weigh
     """Against losses computed here from the rows, in every round of a run."""
     job = informed("power-of-choice", rounds=5)
     coordinator = a_coordinator(settings, prepare(job, settings))
-    prepared: list[int] = []
-    coordinator.workers.prepare = lambda number, chunks: prepared.append(number)
     federation, module, cohort = load(job.data, job.seed), build(job.model, 13, 3, job.seed), job.cohort
     partial_sum = coordinator.workers.partial_sum
 
-    def checking(broadcast, chunks, deadline_s):
+    def checking(broadcast, chunks, deadline_s, ahead=()):
+        assert not ahead
         set_parameters(module, broadcast.weights)
         rows = np.diff(federation.train.offsets)
         nobody_asked = Cohort(sampling="power-of-choice", size=cohort.candidates, candidates=cohort.candidates)
@@ -171,11 +170,10 @@ def test_power_of_choice_trains_the_candidates_whose_loss_under_the_rounds_weigh
             losses.append(functional.cross_entropy(module(features), labels).item())
         expected = candidates[np.argsort(losses)[-4:]]
         assert sorted(expected.tolist()) == sorted(int(client) for chunk in chunks for client in chunk.clients)
-        return partial_sum(broadcast, chunks, deadline_s)
+        return partial_sum(broadcast, chunks, deadline_s, ahead)
 
     coordinator.workers.partial_sum = checking
     assert coordinator.train().round == 5
-    assert not prepared
 
 
 def test_oort_remembers_what_its_cohort_was_worth_under_the_weights_it_was_sent(settings: Settings, informed):
