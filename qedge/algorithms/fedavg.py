@@ -12,8 +12,12 @@ from qedge.kernels.batches import LocalSGD
 
 
 def client_update(algorithm: Algorithm) -> LocalSGD:
-    """Epochs of mini-batch SGD from the global weights."""
-    return LocalSGD(algorithm.learning_rate, algorithm.momentum, algorithm.weight_decay)
+    """Epochs of mini-batch SGD from the global weights.
+
+    With `layers: body` the head stays for all rounds what it was at first, for clients to train one of their own (FedBABU: Oh, Kim, Yun,
+    "FedBABU: toward enhanced representation for federated image classification", ICLR 2022).
+    """
+    return LocalSGD(algorithm.learning_rate, algorithm.momentum, algorithm.weight_decay, layers=algorithm.layers)
 
 
 def server_update(state: ServerState, mean: Mean, algorithm: Algorithm) -> ServerState:

@@ -113,7 +113,7 @@ class ClientEvaluation:
         algorithm = self.spec.algorithm.model_copy(update={"local_epochs": personalisation.epochs, "loop": None})
         features, labels = self.train.of(client)
         batches = plan(features, labels, algorithm, lambda: self.spec.key.derive("personal steps", client).generator())
-        sgd = LocalSGD(personalisation.learning_rate or algorithm.learning_rate)
-        trained = SequentialKernel(self.module, sgd, part=personalisation.layers).updates(weights, [batches])
+        sgd = LocalSGD(personalisation.learning_rate or algorithm.learning_rate, layers=personalisation.layers)
+        trained = SequentialKernel(self.module, sgd).updates(weights, [batches])
         after: np.ndarray = weights + np.nan_to_num(trained.values[0], nan=0.0, posinf=0.0, neginf=0.0)
         return after

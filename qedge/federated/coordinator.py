@@ -187,7 +187,7 @@ class Coordinator:
         """
         run, ledger = self.folder.run, self.records.ledger
         prints = fingerprints(self.federation, lambda message: self.records.keys.mac("fingerprint", message))
-        if data != data_digest(self.federation, self.records.keys):
+        if data != data_digest(prints, self.records.keys):
             raise CheckpointTampered(f"run {run}: the data are no longer those it was prepared on; start a new run", run=run)
         plan = ledger.plan(run)
         if plan is None:

@@ -23,7 +23,6 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from qedge.audit.canonical import digest
-from qedge.data.federation import Federation, fingerprints
 from qedge.errors import CheckpointTampered, UnknownRun, nearest
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.randomness import RunKey
@@ -164,9 +163,8 @@ def terms_digest(folder: RunFolder) -> str:
     return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json")), "key": key})
 
 
-def data_digest(federation: Federation, keys: Keys) -> str:
-    """Keyed digest of the very data of a run, hex: the record names it, and so does the receipt."""
-    prints = fingerprints(federation, lambda message: keys.mac("fingerprint", message))
+def data_digest(prints: frozenset[str], keys: Keys) -> str:
+    """Keyed digest of the very data of a run, by their fingerprints, hex: the record names it, and so does the receipt."""
     return keys.mac("data", "".join(sorted(prints)).encode()).hex()
 
 

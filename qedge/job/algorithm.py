@@ -30,6 +30,9 @@ class Algorithm(Part):
     server_averaging: float = Field(default=0.0, ge=0, lt=1, description="decay of the moving average that is served; 0: the last weights")
     buffer: int | None = Field(default=None, ge=1, description="fedbuff: updates a server step; 'cohort.size' clients train at once")
     shuffle: bool = Field(default=True, description="draw mini-batches anew each epoch; false: in the order of the rows")
+    layers: Literal["all", "body"] = Field(
+        default="all", description="what is trained: all, or all but the last layer, for `personalisation` of the head"
+    )
     loop: str | None = Field(default=None, description="your own training of a client, 'package.module:function'")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments for your own loop")
     kernel: Literal["auto", "sequential", "stacked", "gram", "convolutional", "vmapped"] = Field(
@@ -69,8 +72,11 @@ class Algorithm(Part):
             raise InvalidJob(f"algorithm: 'kind: fedbuff' and 'buffer', the updates a server step, go together; given: {given}")
         if self.kind == "scaffold" and self.momentum:
             raise InvalidJob("algorithm: 'scaffold' corrects plain SGD; accepted: 'momentum: 0' (the server may have momentum)")
+        if self.kind == "scaffold" and self.layers != "all":
+            raise InvalidJob("algorithm: 'scaffold' corrects every layer; accepted: 'layers: all', or another algorithm")
         if self.loop is not None:
             mine = [key for key in ("momentum", "weight_decay", "proximal") if getattr(self, key)]
+            mine += ["layers"] if self.layers != "all" else []
             if mine or self.kind == "scaffold" or self.kernel != "auto":
                 what = mine[0] if mine else "kind: scaffold" if self.kind == "scaffold" else f"kernel: {self.kernel}"
                 raise InvalidJob(f"algorithm: a loop of your own takes its steps by itself, so '{what}' would change nothing; leave it out")

@@ -83,6 +83,14 @@ class TrainingJob(Part):
             )
         if self.algorithm.buffer is not None:
             self._check_buffer(self.algorithm.buffer)
+        if self.algorithm.layers == "body" and self.privacy is not None:
+            raise PrivacyError(
+                "algorithm: 'layers: body' leaves the head as it is, and noise would move it; accepted: 'layers: all', or 'privacy: none'"
+            )
+        if self.algorithm.layers == "body" and self.model.kind == "linear":
+            raise InvalidJob(
+                "algorithm: 'layers: body' trains all but the last layer, and a linear model has no other; accepted: an mlp, a cnn"
+            )
         if self.algorithm.kind == "scaffold" and self.privacy is not None:
             raise PrivacyError(
                 "algorithm: 'scaffold' has no bound under privacy: a client would give its control variate beside its update, unclipped; "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -27,13 +27,15 @@ class LocalSGD:
     """The steps that clients take from the global weights x, as `torch.optim.SGD` does them (Sutskever et al. 2013, without dampening).
 
     With g the gradient of a batch's mean loss: g ← g + λw + μ(w − x) + c;  v ← βv + g;  w ← w − ηv. η: learning_rate; β: momentum;
-    λ: weight_decay; μ: proximal (Li et al. 2020); c: a client's own correction, where there is one.
+    λ: weight_decay; μ: proximal (Li et al. 2020); c: a client's own correction, where there is one. layers: which are trained; the head is
+    the last that has parameters, the body what is before it.
     """
 
     learning_rate: float
     momentum: float = 0.0
     weight_decay: float = 0.0
     proximal: float = 0.0
+    layers: Literal["all", "body", "head"] = "all"
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,20 @@ def kernels_for(
     """Every kernel that can train the module, by name; private: no client's bits depend on another's rows.
 
     Raises:
-        ModelError: the loop of the user's own cannot be imported.
+        ModelError: the loop of the user's own cannot be imported, or nothing of the model would be trained.
     """
     if algorithm.loop is not None:
         return {OWN_LOOP: OwnLoopKernel(module, users_function(algorithm.loop, "algorithm.loop"), algorithm.options)}
-    kernels: dict[str, AnyKernel] = {"sequential": SequentialKernel(module, sgd)}
-    if (layers := affine_layers(module)) is not None:
+    sequential = SequentialKernel(module, sgd)
+    if not sequential.parameters:
+        raise ModelError("algorithm: 'layers: body' trains all but the last layer, and this model has no other", layers=sgd.layers)
+    kernels: dict[str, AnyKernel] = {"sequential": sequential}
+    layers = affine_layers(module)
+    if layers is not None:
         kernels["stacked"] = StackedKernel(layers, sgd, apart=private)
+    if sgd.layers != "all":
+        return kernels  # the others train every layer
+    if layers is not None:
         if not private and algorithm.kind != "scaffold":
             kernels["gram"] = GramKernel(layers, sgd)
     elif (convolutional := ConvolutionalKernel.of(module, sgd)) is not None:

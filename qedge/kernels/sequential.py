@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,15 +14,12 @@ from qedge.models import head_of, parameters_vector, set_parameters, users_code
 
 
 class SequentialKernel:
-    """`LocalSGD` on softmax cross-entropy, a client at a time. A client on whose rows the model raises has failed.
+    """`LocalSGD` on softmax cross-entropy, a client at a time. A client on whose rows the model raises has failed."""
 
-    part: what is trained: all, or the head, the last layer that has parameters.
-    """
-
-    def __init__(self, module: torch.nn.Module, sgd: LocalSGD, *, part: Literal["all", "head"] = "all") -> None:
+    def __init__(self, module: torch.nn.Module, sgd: LocalSGD) -> None:
         self.module = module
         self.sgd = sgd
-        self.parameters = list(module.parameters()) if part == "all" else head_of(module)
+        self.parameters = trained_by(module, sgd)
 
     def prepare(self, chunk: Sequence[ClientBatches]) -> Sequence[ClientBatches]:
         """See `Kernel.prepare`; nothing can be done ahead."""
@@ -71,6 +67,16 @@ class SequentialKernel:
                     if sgd.momentum:
                         direction = velocities[place].mul_(sgd.momentum).add_(direction)
                     parameter.sub_(direction, alpha=sgd.learning_rate)
+
+
+def trained_by(module: torch.nn.Module, sgd: LocalSGD) -> list[torch.nn.Parameter]:
+    """The parameters that the steps move, in the module's order; a model of one layer has no body."""
+    if sgd.layers == "all":
+        return list(module.parameters())
+    head = head_of(module)
+    if sgd.layers == "head":
+        return head
+    return [parameter for parameter in module.parameters() if not any(parameter is one for one in head)]
 
 
 def _parts(vector: np.ndarray, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:

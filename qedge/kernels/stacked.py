@@ -201,8 +201,9 @@ class StackedKernel:
         for depth in range(deepest, -1, -1):
             weight, bias = parameters[2 * depth], parameters[2 * depth + 1]
             below = torch.bmm(weight.value.transpose(1, 2), gradient).mul_(inputs[depth] > 0) if depth else None
-            self._descend_product(weight, gradient, inputs[depth].transpose(1, 2) if depth else batch.rows)
-            descend(bias, gradient.sum(2, keepdim=True), self.sgd)
+            if depth < deepest or self.sgd.layers == "all":
+                self._descend_product(weight, gradient, inputs[depth].transpose(1, 2) if depth else batch.rows)
+                descend(bias, gradient.sum(2, keepdim=True), self.sgd)
             if below is not None:
                 gradient = below
 

@@ -175,7 +175,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
             unit="client",
             relation="zero-out",
             clients=len(federation.clients),
-            fingerprint=data_digest(federation, records.keys),
+            fingerprint=data_digest(prints, records.keys),
             labels=_labels(coordinator)[0],
         ),
         privacy=receipt.NO_GUARANTEE,

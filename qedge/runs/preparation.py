@@ -73,7 +73,7 @@ def prepare(job: TrainingJob, settings: Settings, search: Json | None = None) ->
         folder = RunFolder.create(settings.home, job)
         folder.write("run.json", _description(folder.run, job, time.time_ns() // 1_000_000))
         record = _record(job, federation, params, chunk, kernel, scope, guarantee)
-        folder.write("record.json", record | {"data": data_digest(federation, records.keys)} | ({"search": search} if search else {}))
+        folder.write("record.json", record | {"data": data_digest(prints, records.keys)} | ({"search": search} if search else {}))
         folder = folder.settle()
         hold(folder, job, prints, records)
     except Refused as error:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ def in_the_midst(folder: Path, process: subprocess.Popen[str]) -> None:
     while not any(runs.glob("[!.]*/result.json")) or len(list(runs.glob("[!.]*/metrics.jsonl"))) < 2:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])

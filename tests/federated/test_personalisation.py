@@ -10,12 +10,14 @@ import torch
 from safetensors.numpy import load_file
 
 from qedge import train
+from qedge.algorithms import fedavg
 from qedge.config import Settings
 from qedge.data.federation import load
-from qedge.errors import InvalidJob, PrivacyError
+from qedge.errors import InvalidJob, ModelError, PrivacyError
 from qedge.federated.evaluation import per_client
-from qedge.job import Model, TrainingJob
+from qedge.job import Algorithm, Model, TrainingJob
 from qedge.kernels.batches import ClientBatches, LocalSGD
+from qedge.kernels.choice import kernels_for, made_up_clients
 from qedge.kernels.sequential import SequentialKernel
 from qedge.models import build, head_of, parameters_vector, set_parameters
 
@@ -36,15 +38,55 @@ def test_the_numbers_by_hand():
 
 
 @pytest.mark.parametrize("hidden", [(), (7,)])
-def test_the_head_is_the_last_layer_and_alone_is_trained(hidden):
+@pytest.mark.parametrize("trained", ["head", "body"])
+def test_the_head_is_the_last_layer_and_is_trained_alone_or_not_at_all(hidden, trained):
     model = Model(kind="mlp", hidden=hidden) if hidden else Model(kind="linear")
     module = build(model, 5, 3, 0)
     weights, last = parameters_vector(module), (hidden or (5,))[-1] * 3 + 3
     assert sum(parameter.numel() for parameter in head_of(module)) == last
     batches = ClientBatches(np.ones((4, 5), dtype=np.float32), np.array([0, 1, 2, 0]), np.array([[0, 1], [2, 3]]))
-    update = SequentialKernel(module, LocalSGD(0.1), part="head").updates(weights, [batches]).values[0]
-    assert not update[:-last].any()
-    assert update[-last:].any()
+    algorithm = Algorithm(layers="body")
+    if trained == "body" and not hidden:
+        with pytest.raises(ModelError, match="has no other"):
+            kernels_for(module, algorithm, fedavg.client_update(algorithm), 5, 3, private=False)
+        return
+    update = SequentialKernel(module, LocalSGD(0.1, layers=trained)).updates(weights, [batches]).values[0]
+    assert update[:-last].any() == (trained == "body")
+    assert update[-last:].any() == (trained == "head")
+
+
+@pytest.mark.parametrize("model", [{"kind": "mlp", "hidden": [16]}, {"kind": "cnn", "channels": [4]}])
+def test_only_kernels_that_leave_the_head_alone_are_offered_for_the_body(model):
+    algorithm, module = Algorithm(layers="body"), build(Model.model_validate(model), 64, 10, 0)
+    kernels = kernels_for(module, algorithm, fedavg.client_update(algorithm), 64, 10, private=False)
+    weights, head = parameters_vector(module), sum(parameter.numel() for parameter in head_of(module))
+    clients = made_up_clients(algorithm, 64, 10, 3)
+    assert "sequential" in kernels
+    for kernel in kernels.values():
+        updates = kernel.updates(weights, kernel.prepare(clients)).values
+        assert updates[:, :-head].any(axis=1).all()
+        assert not updates[:, -head:].any()
+
+
+def test_a_head_of_ones_own_on_a_shared_body_beats_the_shared_model_where_labels_are_skewed(settings: Settings, make_job: Make):
+    """The published head is the one that was drawn at first, bit for bit."""
+    job = make_job(
+        **PLAIN,
+        **SKEWED,
+        model={"kind": "mlp", "hidden": [32]},
+        algorithm={"layers": "body"},
+        personalisation={"epochs": 10, "learning_rate": 0.1, "layers": "head"},
+        rounds=25,
+    )
+    result = train(job, backend="serial", settings=settings)
+    weights = load_file(settings.home / "runs" / result.run_id / "model" / "weights.safetensors")
+    first = build(job.model, 64, 10, job.seed)
+    named = dict(first.named_parameters())
+    head = {name for name, value in named.items() if any(value is one for one in head_of(first))}
+    for name, value in named.items():
+        assert (weights[name] == value.detach().numpy()).all() == (name in head)
+    assert result.of_clients["personal_accuracy"] > result.of_clients["client_accuracy"] + 0.05
+    assert result.of_clients["personal_accuracy"] > 0.85
 
 
 @pytest.mark.parametrize("layers", ["all", "head"])
@@ -83,6 +125,12 @@ def test_private_rows_are_never_looked_at_one_client_at_a_time(settings: Setting
 
 
 @pytest.mark.parametrize("evaluation", [None, "public"])
+def test_noise_would_move_a_head_that_is_to_stay(make_job: Make, evaluation):
+    with pytest.raises(PrivacyError, match="noise would move it"):
+        make_job(data={"evaluation": evaluation}, algorithm={"layers": "body"}, model={"kind": "mlp", "hidden": [8]})
+
+
+@pytest.mark.parametrize("evaluation", [None, "public"])
 def test_a_model_of_a_clients_own_tells_of_its_training_rows_whatever_it_is_measured_on(make_job: Make, evaluation):
     with pytest.raises(PrivacyError, match="nothing covers"):
         make_job(data={"evaluation": evaluation}, personalisation={})
@@ -94,6 +142,9 @@ def test_a_model_of_a_clients_own_tells_of_its_training_rows_whatever_it_is_meas
         ({"data": {"test": None, "evaluation": None}}, "data.test"),
         ({"algorithm": {"loop": "tests.federated.own_code:noisy", "kernel": "auto"}}, "loop"),
         ({"personalisation": {"layers": "body"}}, "layers"),
+        ({"algorithm": {"layers": "head"}, "model": {"kind": "mlp", "hidden": [8]}}, "layers"),
+        ({"algorithm": {"layers": "body"}, "model": {"kind": "linear", "hidden": None}}, "has no other"),
+        ({"algorithm": {"layers": "body", "kind": "scaffold"}, "model": {"kind": "mlp", "hidden": [8]}}, "every layer"),
         ({"personalisation": {"epochs": 0}}, "epochs"),
     ],
 )

@@ -54,10 +54,11 @@ def _train(kernel: Kernel, weights: np.ndarray, chunk: list[ClientBatches], corr
     weight_decay=st.sampled_from([0.0, 0.1]),
     proximal=st.sampled_from([0.0, 0.5]),
     corrected=st.booleans(),
+    body=st.booleans(),
     seed=st.integers(0, 2**20),
 )
 def test_stacked_equals_the_sequential_oracle(
-    hidden, features, classes, sizes, batch_size, epochs, rate, shuffle, momentum, weight_decay, proximal, corrected, seed
+    hidden, features, classes, sizes, batch_size, epochs, rate, shuffle, momentum, weight_decay, proximal, corrected, body, seed
 ):
     model = Model(kind="mlp", hidden=hidden) if hidden else Model(kind="linear")
     algorithm = _algorithm(batch_size=batch_size, local_epochs=epochs, learning_rate=rate, shuffle=shuffle)
@@ -66,7 +67,8 @@ def test_stacked_equals_the_sequential_oracle(
     chunk = _chunk(sizes, algorithm, features, classes, seed)
     layers = affine_layers(module)
     assert layers is not None
-    sgd = LocalSGD(rate * (1 - momentum), momentum, weight_decay, proximal)
+    apart_from_the_head = body and bool(hidden) and not corrected  # whoever corrects trains all
+    sgd = LocalSGD(rate * (1 - momentum), momentum, weight_decay, proximal, layers="body" if apart_from_the_head else "all")
     corrections = np.random.default_rng(seed).normal(0, 0.1, (len(sizes), len(weights))).astype(np.float32) if corrected else None
     slow = _train(SequentialKernel(module, sgd), weights, chunk, corrections)
     fast = _train(StackedKernel(layers, sgd), weights, chunk, corrections)
