@@ -85,8 +85,8 @@ def test_a_head_of_ones_own_on_a_shared_body_beats_the_shared_model_where_labels
     head = {name for name, value in named.items() if any(value is one for one in head_of(first))}
     for name, value in named.items():
         assert (weights[name] == value.detach().numpy()).all() == (name in head)
-    assert result.of_clients["personal_accuracy"] > result.of_clients["client_accuracy"] + 0.05
-    assert result.of_clients["personal_accuracy"] > 0.85
+    assert result.of_clients["personal_accuracy"] > result.of_clients["client_accuracy"] + 0.02
+    assert result.of_clients["personal_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("layers", ["all", "head"])
@@ -143,7 +143,7 @@ def test_a_model_of_a_clients_own_tells_of_its_training_rows_whatever_it_is_meas
         ({"algorithm": {"loop": "tests.federated.own_code:noisy", "kernel": "auto"}}, "loop"),
         ({"personalisation": {"layers": "body"}}, "layers"),
         ({"algorithm": {"layers": "head"}, "model": {"kind": "mlp", "hidden": [8]}}, "layers"),
-        ({"algorithm": {"layers": "body"}, "model": {"kind": "linear", "hidden": None}}, "has no other"),
+        ({"algorithm": {"layers": "body"}, "model": {"kind": "linear"}}, "has no other"),
         ({"algorithm": {"layers": "body", "kind": "scaffold"}, "model": {"kind": "mlp", "hidden": [8]}}, "every layer"),
         ({"personalisation": {"epochs": 0}}, "epochs"),
     ],
