@@ -234,6 +234,25 @@ def test_no_design_beats_the_published_lower_bound(rounds: int, separation: int)
     assert bound <= error(design(rounds, separation), rounds, separation) * (1 + 1e-12)
 
 
+@pytest.mark.parametrize(
+    ("rounds", "separation", "theirs"),
+    [
+        (16, 4, 3.875060549907075),
+        (64, 64, 2.1790434328611643),
+        (100, 10, 9.317657376495054),
+        (256, 16, 14.55029529712299),
+        (500, 50, 10.882395314522991),
+        (1000, 1000, 3.0490485859663936),
+    ],
+)
+def test_a_design_has_the_error_of_google_deepminds_within_what_whole_coefficients_cost(
+    rounds: int, separation: int, theirs: float
+) -> None:
+    """The root of mean(`per_query_error`) times `minsep_sensitivity_squared` of jax-privacy 2.0.0's `optimize_banded_toeplitz`, 64 bits."""
+    ours = error(design(rounds, separation), rounds, separation)
+    assert theirs * (1 - 1e-6) <= ours <= theirs * (1 + 1e-3)
+
+
 def test_a_design_for_one_participation_comes_within_a_twentieth_of_the_lower_bound() -> None:
     assert nuclear_norm(2000) / 2000 > 0.95 * error(design(2000, 2000), 2000, 2000)
 
