@@ -245,9 +245,7 @@ def test_no_design_beats_the_published_lower_bound(rounds: int, separation: int)
         (1000, 1000, 3.0490485859663936),
     ],
 )
-def test_a_design_has_the_error_of_google_deepminds_within_what_whole_coefficients_cost(
-    rounds: int, separation: int, theirs: float
-) -> None:
+def test_a_design_has_the_error_of_jax_privacys_within_what_whole_coefficients_cost(rounds: int, separation: int, theirs: float) -> None:
     """The root of mean(`per_query_error`) times `minsep_sensitivity_squared` of jax-privacy 2.0.0's `optimize_banded_toeplitz`, 64 bits."""
     ours = error(design(rounds, separation), rounds, separation)
     assert theirs * (1 - 1e-6) <= ours <= theirs * (1 + 1e-3)
