@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing import connection
@@ -71,7 +71,8 @@ class RayWorkers:
         self.waiting: deque[_Sent] = deque()
         self.lanes = [_Lane() for _ in range(reserved.bundle_count)]
         self.lines: list[DirectLine | None] = [None] * reserved.bundle_count
-        self.tellers = ThreadPoolExecutor(reserved.bundle_count, thread_name_prefix="tell")
+        self.tellers = [ThreadPoolExecutor(1, thread_name_prefix="tell") for _ in range(reserved.bundle_count)]
+        self.told: list[Future[None] | None] = [None] * reserved.bundle_count  # a line has one writer at a time
         self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
         self._await_start()
 
@@ -79,6 +80,7 @@ class RayWorkers:
         """See `Workers.partial_sum`."""
         if not chunks:
             return nobody(broadcast, self.spec)
+        self._leave_broken_lines()
         lines = [line for line in self.lines if line is not None]
         parts: list[PartialSum] = []
         left = list(chunks)
@@ -100,7 +102,8 @@ class RayWorkers:
         for slot, line in enumerate(lines):
             errands = [Errand(broadcast.round, shares[slot], broadcast)] if shares[slot] else []
             errands += [Errand(broadcast.round + 1, following[slot])] if following[slot] else []
-            self._tell(line, deadline_s, errands, wait=broadcast.weights.nbytes <= _INLINE_BYTES)
+            small = broadcast.weights.nbytes + sum(8 * len(chunk.clients) for errand in errands for chunk in errand.chunks) <= _INLINE_BYTES
+            self._tell(slot, line, deadline_s, errands, wait=small)
             if shares[slot]:
                 waiting[line] = slot
         end = time.monotonic() + deadline_s
@@ -123,23 +126,35 @@ class RayWorkers:
             self._await_start()
         return done, [chunk for slot in lost for chunk in shares[slot]]
 
-    def _tell(self, line: DirectLine, deadline_s: float, errands: Sequence[Errand], *, wait: bool) -> None:
+    def _tell(self, slot: int, line: DirectLine, deadline_s: float, errands: Sequence[Errand], *, wait: bool) -> None:
         """Send errands; who is still making a round ready takes a long one only then, and others should not wait for that."""
 
         def tell() -> None:
             with suppress(*BROKEN):  # then it has no answer either
                 line.tell(deadline_s, *errands)
 
-        if wait:
+        before = self.told[slot]
+        if wait and (before is None or before.done()):
             tell()
         else:
-            self.tellers.submit(tell)
+            self.told[slot] = self.tellers[slot].submit(tell)
+
+    def _leave_broken_lines(self) -> None:
+        """New lines for those on which something was not sent whole, though the actor answered what was sent before."""
+        broken = [slot for slot, line in enumerate(self.lines) if line is not None and line.broken]
+        for slot in broken:
+            self._close_line(slot)
+        if broken:
+            self._open_lines()
+
+    def _close_line(self, slot: int) -> None:
+        if (line := self.lines[slot]) is not None:
+            line.close()
+        self.lines[slot] = None
 
     def _hang_up(self) -> None:
-        for line in self.lines:
-            if line is not None:
-                line.close()
-        self.lines = [None] * len(self.actors)
+        for slot in range(len(self.lines)):
+            self._close_line(slot)
 
     def _through_calls(self, broadcast: Broadcast, chunks: list[Chunk], deadline_s: float, ahead: Sequence[Chunk]) -> list[PartialSum]:
         """The sums of shares of the chunks; nothing is made ready where gathering takes less than a call does."""
@@ -346,9 +361,7 @@ class RayWorkers:
                     self.lines[slot] = DirectLine(there)
 
     def _replace(self, slot: int) -> None:
-        if (line := self.lines[slot]) is not None:
-            line.close()
-        self.lines[slot] = None
+        self._close_line(slot)
         ray.kill(self.actors[slot])
         self.actors[slot] = self._start(slot)
 

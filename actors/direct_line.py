@@ -17,12 +17,13 @@ import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import Client, Connection
 from pathlib import Path
 
 from qedge.federated.messages import Broadcast, Chunk
 
 BROKEN = (EOFError, OSError)  # what a line raises that is of no more use
+CALLED_WITHIN_S = 60.0  # or nobody will
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,26 @@ class Errand:
 def listen(answer: Callable[[Errand], object | None]) -> str:
     """An actor's end of a line: where it can be reached, once. A thread answers what comes, unless with None, until the line breaks."""
     folder = Path(tempfile.mkdtemp(prefix="qedge-"))
-    listener = Listener(str(folder / "line"), "AF_UNIX")
+    door = socket.socket(socket.AF_UNIX)
+    try:
+        door.bind(str(folder / "line"))
+        door.listen(1)
+    except OSError:
+        door.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    door.settimeout(CALLED_WITHIN_S)
 
     def serve() -> None:
         try:
-            line = listener.accept()
+            caller, _ = door.accept()
+        except TimeoutError:
+            return
         finally:
-            listener.close()
+            door.close()
             shutil.rmtree(folder, ignore_errors=True)
-        with line:
+        caller.setblocking(True)
+        with Connection(caller.detach()) as line:
             while True:
                 try:
                     errand = line.recv()
@@ -56,11 +68,13 @@ def listen(answer: Callable[[Errand], object | None]) -> str:
                     return
 
     threading.Thread(target=serve, name="line", daemon=True).start()
-    return listener.address
+    return str(folder / "line")
 
 
 class DirectLine:
     """A coordinator's end of a line; `multiprocessing.connection.wait` says which of several has an answer.
+
+    broken: an errand was not sent whole; whatever is answered to earlier ones is good, and no other can be sent.
 
     Raises:
         OSError: nobody listens there.
@@ -68,6 +82,7 @@ class DirectLine:
 
     def __init__(self, place: str) -> None:
         self.line = Client(place, "AF_UNIX")
+        self.broken = False
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -83,7 +98,11 @@ class DirectLine:
             for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
                 end.setsockopt(socket.SOL_SOCKET, direction, struct.pack("ll", int(deadline_s), int(deadline_s % 1 * 1e6)))
         for errand in errands:
-            self.line.send(errand)
+            try:
+                self.line.send(errand)
+            except OSError:
+                self.broken = True
+                raise
 
     def answer(self) -> object:
         """The answer that is there.

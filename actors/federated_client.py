@@ -44,12 +44,14 @@ class FederatedClientActor:
         return listen(self._answer) if node == ray.get_runtime_context().get_node_id() else None
 
     def _answer(self, errand: Errand) -> PartialSum | QEdgeError | None:
-        if errand.broadcast is None:
-            return self.prepare(errand.round, errand.chunks)
         try:
-            return self.partial_sum(errand.broadcast, errand.chunks)
+            if errand.broadcast is not None:
+                return self.partial_sum(errand.broadcast, errand.chunks)
+            self.prepare(errand.round, errand.chunks)
         except Exception as error:  # noqa: BLE001 - the edge of the process: the coordinator raises it
-            return told(error, f"round {errand.round}")
+            if errand.broadcast is not None:
+                return told(error, f"round {errand.round}")
+        return None  # what could not be made ready, the round itself will say
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""

@@ -3,7 +3,8 @@
 Karimireddy et al., "SCAFFOLD: stochastic controlled averaging for federated learning", ICML 2020, algorithm 1 with option II. The
 server keeps a control variate c, every client one of its own, c_i; all begin at zero. A client corrects each gradient by c − c_i
 (`correction`), and after K steps of rate η its control is c_i⁺ = c_i − c + (x − y_i)/(Kη) (`new_control`). The server adds the mean
-of the changes over all clients, those that took part or not.
+of the changes over all clients, those that took part or not. Clients count alike, as in the paper, however many rows they hold: what is
+minimised is the mean of their losses, where the other algorithms here weight it by rows.
 """
 
 from __future__ import annotations

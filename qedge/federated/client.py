@@ -118,7 +118,8 @@ class FederatedClient:
     def _weighted(self, broadcast: Broadcast, chunk: Chunk, prepared: Any, seconds: dict[str, float], gather_s: float) -> PartialSum:
         """A chunk without privacy, each client weighted by its rows."""
         with timed(seconds, "train"):
-            counts = np.minimum(self._rows(chunk), self.spec.algorithm.max_weight)
+            most = 1 if broadcast.control is not None else self.spec.algorithm.max_weight  # SCAFFOLD takes clients as equals
+            counts = np.minimum(self._rows(chunk), most)
             total = weighted_total(self.kernel, broadcast.weights, prepared, counts, self._corrections(broadcast, chunk))
         with timed(seconds, "sum"):
             controls = () if total.updates is None else self._new_controls(broadcast, chunk, total.updates, list(total.failed))

@@ -334,7 +334,8 @@ class Coordinator:
         beside = self.cohorts.arrays() | (self.best.arrays() if self.best is not None else {})
         if self.guarantee is not None:
             self.records.ledger.refuse_superseded(self.folder.run, self.epoch)
-            beside |= self.mechanism.arrays() if self.mechanism else {}
+            if self.mechanism is not None and state.round < self.job.rounds:  # no exact sum outlives the round that needs it last
+                beside |= self.mechanism.arrays()
         if self.controls is not None:
             beside["controls"] = self.controls.write()
         write_checkpoint(self.folder.checkpoint, state, self.folder.run, self._checkpoint_mac, beside)

@@ -22,6 +22,11 @@ def at_most(what: str, limit: float, values: Sequence[float], unit: str, digits:
     return Figure(what, f"≤ {limit:g} {unit}".rstrip(), spread(values, unit, digits), statistics.median(values) <= limit)
 
 
+def never_more(what: str, limit: float, values: Sequence[float], digits: int = 3) -> Figure:
+    """A figure of which not even the largest value may pass `limit`."""
+    return Figure(what, f"never > {limit:g}", spread(values, "", digits), max(values) <= limit)
+
+
 def at_least(what: str, limit: float, values: Sequence[float], unit: str, digits: int = 3) -> Figure:
     """A figure whose median must reach `limit`."""
     return Figure(what, f"≥ {limit:g} {unit}".rstrip(), spread(values, unit, digits), statistics.median(values) >= limit)

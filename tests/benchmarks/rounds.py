@@ -33,7 +33,7 @@ from qedge.federated.events import Event, RoundFinished
 from qedge.federated.randomness import RunKey
 from qedge.federated.selection.drawing import draw_cohort
 from tests.benchmarks.bare_processes import BareProcesses
-from tests.benchmarks.figures import Figure, at_least, at_most, beside
+from tests.benchmarks.figures import Figure, at_least, at_most, beside, never_more
 from tests.benchmarks.peers import FLOWER, NVFLARE, PFL, Peer, running
 from tests.benchmarks.rounding import one_bit_apart
 from tests.benchmarks.surroundings import WORKERS, cluster, free_port, go_on, scratch, settings_of, stand_still
@@ -171,7 +171,7 @@ def _play(folder: Path, match: Match, repeat: int) -> Measured:
             measured.ours.append(own.pace_s * 1000)
             measured.medians.append(own.median_s * 1000)
             if match.bare:
-                with BareProcesses(job, same.kernel, same.chunk) as bare:
+                with BareProcesses(job, own.kernel, own.chunk) as bare:
                     measured.bare.append(pace(bare.ends()) * 1000)
             for peer, runner in runners.items():
                 turn = runner.turn()
@@ -199,7 +199,7 @@ def _figures(match: Match, measured: Measured) -> list[Figure]:
         figures += [
             beside(f"{name}: {peer.name} {peer.version}, a round of {match.peer_rounds}, the same", theirs, "ms"),
             beside(what, ratios, "times") if goal is None else at_least(what, goal, ratios, "times"),
-            at_most(f"{name}: largest difference to {peer.name}'s final weights", SAME_WITHIN[name], measured.apart[peer], "", 2),
+            never_more(f"{name}: largest difference to {peer.name}'s final weights", SAME_WITHIN[name], measured.apart[peer], 2),
         ]
     return figures
 

@@ -64,6 +64,19 @@ def test_what_was_made_ready_ahead_moves_no_bit(sizes, private, kernel, said):
     assert got.weight == expected.weight
 
 
+def test_scaffold_takes_clients_as_equals_however_many_rows_they_hold():
+    """Karimireddy et al., algorithm 1: the mean over clients; weighting updates and not control variates would move the fixed point."""
+    sizes, params = [3, 9, 0], (FEATURES + 1) * CLASSES
+    weights, controls = np.linspace(-1, 1, params, dtype=np.float32), np.zeros((3, params), dtype=np.float32)
+    one = _client(sizes, private=False, kernel="sequential")
+    each = [one.partial_sum(Broadcast(1, weights), [Chunk(np.array([k]))]) for k in range(2)]
+    got = one.partial_sum(Broadcast(1, weights, np.zeros(params, dtype=np.float32)), [Chunk(np.arange(3), controls)])
+    assert [part.weight for part in each] == [3, 9]
+    assert got.weight == 2
+    expected = sum(part.total / part.weight for part in each)
+    np.testing.assert_allclose(got.total, expected, atol=8 + 1e-5 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("private", [True, False])
 def test_what_is_made_ready_stops_with_the_chunk_that_fills_the_room_and_padding_counts(monkeypatch, private):
     """Under privacy one row is padded to sixteen, and lies there once for the forward and once for the backward product."""

@@ -204,6 +204,8 @@ def test_a_run_that_was_cut_off_is_charged_once_a_round_and_goes_on(settings: Se
     receipt = Receipt.read(settings.home / "runs" / name / "model" / "receipt.json")
     assert receipt.mechanism is not None
     assert bool(receipt.mechanism.strategy) == ("cohort" in changes)
+    last = (settings.home / "runs" / result.run_id / "checkpoint").read_bytes()
+    assert b"beside.exact" not in last, "exact sums that no round needs any more"
     assert bool(receipt.mechanism.count_weight) == ("privacy" in changes)
 
 

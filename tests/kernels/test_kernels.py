@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qedge.errors import ModelError
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
-from qedge.kernels.batches import ClientBatches, Kernel, LocalSGD, plan, steps_of
+from qedge.kernels.batches import ClientBatches, Kernel, LocalSGD, plan, single_thread, steps_of
 from qedge.kernels.choice import build_kernel, choose_kernel
 from qedge.kernels.sequential import SequentialKernel
 from qedge.kernels.stacked import StackedKernel
@@ -105,6 +105,23 @@ def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_integers(hid
     without = [ClientBatches(c.features[:0], c.labels[:0], c.steps[:0, :0]) if k == emptied else c for k, c in enumerate(chunk)]
     others = [k for k in range(len(sizes)) if k != emptied]
     assert (integers(chunk)[others] == integers(without)[others]).all()
+
+
+@pytest.mark.parametrize(("features", "hidden", "classes"), [(64, (), 10), (64, (32,), 10), (784, (128,), 10), (30, (), 2)])
+@pytest.mark.parametrize("sizes", [[20, 20], [16] * 15 + [17], [70, 200, 300], [30, 60, 100, 10, 5, 250]])
+@pytest.mark.parametrize("batch_size", [16, 64, None])
+def test_nor_does_it_at_the_shapes_that_are_used(features, hidden, classes, sizes, batch_size):
+    """Larger products take other paths through a linear algebra library; a stack of two becomes one, one of sixteen fifteen."""
+    algorithm = _algorithm(batch_size=batch_size, local_epochs=1, learning_rate=0.1, kernel="stacked")
+    module = build(Model(kind="mlp", hidden=hidden) if hidden else Model(kind="linear"), features, classes, 0)
+    kernel = build_kernel("stacked", module, algorithm, LocalSGD(0.1), features, classes, private=True)
+    weights, chunk = parameters_vector(module), _chunk(sizes, algorithm, features, classes, 1)
+    with single_thread():
+        whole = _train(kernel, weights, chunk)
+        for emptied in (0, len(sizes) - 1):
+            without = [ClientBatches(c.features[:0], c.labels[:0], c.steps[:0, :0]) if k == emptied else c for k, c in enumerate(chunk)]
+            others = [k for k in range(len(sizes)) if k != emptied]
+            assert _train(kernel, weights, without)[others].tobytes() == whole[others].tobytes()
 
 
 def test_one_linear_step_equals_the_gradient_written_by_hand():
