@@ -342,14 +342,17 @@ def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(runnin
     job = make_job(privacy="none", cohort=cohort, algorithm=_fedbuff(4, **loop), rounds=1000)
     hurt: list[psutil.Process] = []
     rounds: list[int] = []
-    began = time.time()
+
+    def actors() -> list[psutil.Process]:
+        return [p for p in environment.processes_of(Path(record.folder)) if "FederatedClientActor" in " ".join(p.cmdline())]
+
+    earlier = set(actors())  # of a run that is ending
 
     def hurt_one(event: Event) -> None:
         if isinstance(event, RoundFinished):
             rounds.append(event.round)
         if rounds and not hurt:
-            workers = [p for p in environment.processes_of(Path(record.folder)) if "FederatedClientActor" in " ".join(p.cmdline())]
-            hurt.append(next(worker for worker in workers if worker.create_time() > began))  # not one of an earlier run that is ending
+            hurt.append(next(worker for worker in actors() if worker not in earlier))
             hurt[0].kill() if how == "killed" else hurt[0].suspend()
 
     try:
