@@ -36,6 +36,8 @@ QEdgeError
     ├── RoundFailed              deadline passed, or no client left
     ├── Diverged                 the update is not finite or too large for the grid
     ├── Fenced                   another coordinator has taken the run over
+    ├── SumAborted               a secure sum that too few came through; nothing of it was opened
+    ├── MessageRefused           a message of a secure sum that is not what the protocol or a policy allows
     ├── StorageFull              the disk is full or failing; what was written is whole
     ├── Overloaded               the endpoint has no room for the request now
     └── RegistryUnavailable      MLflow does not answer; the run is kept and published later
@@ -304,6 +306,18 @@ class Fenced(Failed):
     """Another coordinator has taken the run over."""
 
     code = "run.fenced"
+
+
+class SumAborted(Failed):
+    """A secure sum that could not be had: too few clients came through, or what they revealed does not fit."""
+
+    code = "secure.aborted"
+
+
+class MessageRefused(Failed):
+    """A message of a secure sum that the protocol, or the receiver's own policy, does not allow."""
+
+    code = "secure.message-refused"
 
 
 class StorageFull(Failed):

@@ -1,0 +1,166 @@
+"""What a session of secure aggregation is about, and what each client demands of it.
+
+With n members, a threshold of t shares and c members that may collude with the server, t and c must satisfy (Bonawitz et al., "Practical
+secure aggregation for privacy-preserving machine learning", CCS 2017, section 6, with colluders counted apart)
+
+- against a malicious server, 2t > n + c: an honest member signs one set of survivors, so that two sets with t signatures each would take
+  2t <= (n - c) + 2c;
+- against one that is honest but curious, t > c;
+- t - c >= 2 either way: in every sum that is opened there are two members at least who hide each other.
+
+What a client insists on is its own policy, whatever the server announces.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+
+from qedge.errors import InvalidPrivacy, MessageRefused
+from qedge.secure_aggregation import wire
+from qedge.secure_aggregation.identity import Roster
+from qedge.secure_aggregation.ring import Ring
+
+MALICIOUS, CURIOUS = "malicious", "honest-but-curious"
+SERVERS = (MALICIOUS, CURIOUS)
+LEAST_HIDDEN = 2
+LEAST_MEMBERS = 3
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What members of one group agree to sum, once.
+
+    roster: its digest; server: what it is taken for; bits: of the ring; length: entries of a vector; survivors: the fewest members whose
+    sum may be opened, t at least; noise: what each adds to its own vector, in words, or nothing.
+    """
+
+    run: str
+    round: int
+    attempt: int
+    group: int
+    roster: bytes
+    members: int
+    threshold: int
+    colluders: int
+    server: str
+    bits: int
+    length: int
+    survivors: int
+    noise: str
+
+    def session(self) -> bytes:
+        """The name of the session, 32 bytes: another for whatever differs in what is agreed to."""
+        return hashlib.sha256(b"qedge/secure-aggregation session\0" + wire.encode(self)).digest()
+
+    @property
+    def ring(self) -> Ring:
+        """In which the sum is computed."""
+        return Ring(self.bits)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a client insists on; threshold and colluders: shares of the group's members.
+
+    authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector.
+    """
+
+    authority: bytes
+    threshold: float
+    colluders: float
+    server: str = MALICIOUS
+    least_members: int = LEAST_MEMBERS
+    noise: str = ""
+
+    def check(self, terms: Terms, roster: Roster) -> None:
+        """Refuse a session below this policy.
+
+        Raises:
+            MessageRefused: with what was announced and what would be accepted.
+        """
+        roster.check(self.authority)
+        if terms.roster != roster.digest() or terms.members != len(roster.places):
+            raise MessageRefused("the roster is not the one that the session names")
+        least = {
+            "members": (terms.members, self.least_members),
+            "threshold": (terms.threshold, threshold_of(terms.members, self.threshold)),
+            "colluders": (terms.colluders, colluders_of(terms.members, self.colluders)),
+            "survivors": (terms.survivors, terms.threshold),
+        }
+        for name, (given, accepted) in least.items():
+            if given < accepted:
+                raise MessageRefused(f"{name}: {given} announced; this client's policy accepts {accepted} at least", given=given)
+        if terms.server not in SERVERS or (self.server == MALICIOUS and terms.server != MALICIOUS):
+            raise MessageRefused(f"server: '{terms.server}' announced; this client's policy accepts '{self.server}'", given=terms.server)
+        if terms.noise != self.noise:
+            raise MessageRefused(f"noise: '{terms.noise}' announced; this client adds '{self.noise}'", given=terms.noise)
+        try:
+            refuse_unsafe(terms.members, terms.threshold, terms.colluders, terms.server)
+            Ring(terms.bits)
+        except InvalidPrivacy as error:
+            raise MessageRefused(error.message, **error.facts) from None
+
+
+@dataclass
+class Memory:
+    """What a client remembers of the sessions it was in, by run: the last one it joined, and the last round in which it revealed shares."""
+
+    joined: dict[str, tuple[int, int]] = field(default_factory=dict)
+    revealed: dict[str, int] = field(default_factory=dict)
+
+    def join(self, terms: Terms) -> None:
+        """Refuse a session that was used, an older one, and another attempt at a round whose sum was opened.
+
+        Raises:
+            MessageRefused: the three.
+        """
+        here = (terms.round, terms.attempt)
+        if here <= self.joined.get(terms.run, (0, 0)):
+            raise MessageRefused(f"round {terms.round}, attempt {terms.attempt} is no later than what this client took part in")
+        if terms.round <= self.revealed.get(terms.run, 0):
+            raise MessageRefused(f"shares of round {terms.round} were revealed; there is no other attempt at it", round=terms.round)
+        self.joined[terms.run] = here
+
+    def reveal(self, terms: Terms) -> None:
+        """Remember that shares of this round left."""
+        self.revealed[terms.run] = terms.round
+
+
+def threshold_of(members: int, share: float) -> int:
+    """The fewest members that are no less than this share of all."""
+    return math.ceil(round(share * members, 9))
+
+
+def colluders_of(members: int, share: float) -> int:
+    """How many members may collude where this share of all may; rounded up."""
+    return math.ceil(round(share * members, 9))
+
+
+def refuse_unsafe(members: int, threshold: int, colluders: int, server: str) -> None:
+    """Refuse a threshold that does not protect.
+
+    Raises:
+        InvalidPrivacy: with the least threshold that would do, if any does.
+    """
+    if _safe(members, threshold, colluders, server):
+        return
+    would_do = next((t for t in range(1, members + 1) if _safe(members, t, colluders, server)), None)
+    rule = "2t > n + c" if server == MALICIOUS else "t > c"
+    offer = (
+        f"t = {would_do}, a threshold of {math.ceil(1000 * would_do / members) / 1000:g}"
+        if would_do is not None and threshold <= members
+        else f"no threshold would do for a group of {members}: fewer colluders, or a larger group"
+    )
+    raise InvalidPrivacy(
+        f"secure aggregation of n = {members} members with a threshold of t = {threshold} and c = {colluders} colluders is refused: "
+        f"against a {server} server it takes {rule}, t - c >= {LEAST_HIDDEN} and t <= n; accepted: {offer}",
+        given=threshold,
+        accepted=would_do,
+    )
+
+
+def _safe(members: int, threshold: int, colluders: int, server: str) -> bool:
+    agreed = 2 * threshold > members + colluders if server == MALICIOUS else threshold > colluders
+    return agreed and threshold - colluders >= LEAST_HIDDEN and threshold <= members and members >= LEAST_MEMBERS
