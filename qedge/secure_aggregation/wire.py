@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import msgpack
 
@@ -55,18 +55,18 @@ def kind_of(content: bytes) -> str:
 
 
 def _plain(message: object) -> list[object]:
-    values = [getattr(message, name) for name, _ in _fields(type(message))]
+    values = [getattr(message, name) for name, _ in _fields(cast(Hashable, type(message)))]
     return [_plain(value) if dataclasses.is_dataclass(value) else value for value in values]
 
 
 @lru_cache
 def _fields(kind: Hashable) -> tuple[tuple[str, object], ...]:
-    hints = typing.get_type_hints(typing.cast(type, kind))
-    return tuple((one.name, hints[one.name]) for one in dataclasses.fields(typing.cast(type, kind)))
+    hints = typing.get_type_hints(cast(type, kind))
+    return tuple((one.name, hints[one.name]) for one in dataclasses.fields(cast(type, kind)))
 
 
 def _read(kind: type[Message], values: object) -> Message:
-    fields = _fields(kind)
+    fields = _fields(cast(Hashable, kind))
     if not isinstance(values, tuple) or len(values) != len(fields):
         raise MessageRefused(f"{kind.__name__} has {len(fields)} fields")
     return kind(*(_value(hint, value, f"{kind.__name__}.{name}") for (name, hint), value in zip(fields, values, strict=True)))
@@ -79,6 +79,6 @@ def _value(hint: object, value: object, where: str) -> object:
             return tuple(_value(item, one, where) for one in value)
     elif dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _read(hint, value)
-    elif type(value) is hint and (hint is not int or 0 <= typing.cast(int, value) < 2**53):
+    elif type(value) is hint and (hint is not int or 0 <= cast(int, value) < 2**53):
         return value
     raise MessageRefused(f"{where} is not what it should be")
