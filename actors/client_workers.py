@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,12 +22,15 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.direct_line import BROKEN, DirectLine, Errand
+from actors.enrolment_authority import EnrolmentAuthorityActor
 from actors.federated_client import FederatedClientActor, told
 from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody
-from qedge.federated.workers import share_out
+from qedge.federated.secure_node import Said, Session
+from qedge.federated.workers import share_out, signatures
 from qedge.job import Personalisation
+from qedge.secure_aggregation.identity import Roster
 
 ATTEMPTS = 3
 START_TIMEOUT_S = 120.0
@@ -64,7 +67,10 @@ class RayWorkers:
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, reserved: PlacementGroup) -> None:
         self.rows = np.diff(train.offsets)
-        self.standing_for = ray.put(spec), ray.put(train), ray.put(test)
+        self.authority = None if spec.secure is None else _authority(spec, len(self.rows))
+        # Whoever stands for clients is told by the authority itself who they are: the coordinator is not.
+        provision = None if self.authority is None else self.authority.provision.remote()
+        self.standing_for = ray.put(spec), ray.put(train), ray.put(test), provision
         self.spec, self.reserved = spec, reserved
         self.difference: float | None = None
         self.gather_s = WORTH_A_CALL_S  # of the actor that took longest over it in the last round
@@ -73,6 +79,8 @@ class RayWorkers:
         self.lines: list[DirectLine | None] = [None] * reserved.bundle_count
         self.tellers = [ThreadPoolExecutor(1, thread_name_prefix="tell") for _ in range(reserved.bundle_count)]
         self.told: list[Future[None] | None] = [None] * reserved.bundle_count  # a line has one writer at a time
+        self.lost: set[int] = set()  # of the secure session under way
+        self.standing: dict[int, list[int]] = {}
         self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
         self._await_start()
 
@@ -222,6 +230,53 @@ class RayWorkers:
         # Starting a process is not part of a round; whoever has work meanwhile does not wait for it.
         self.lanes[slot] = _Lane(since=time.monotonic() + START_TIMEOUT_S)
 
+    def roster(self, clients: Sequence[int]) -> Roster:
+        """See `Workers.roster`."""
+        return ray.get(self.authority.roster.remote(clients))
+
+    def secure_open(
+        self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float
+    ) -> tuple[list[Said], dict[int, str]]:
+        """See `Workers.secure_open`."""
+        self._free()
+        if self.lost:
+            self._await_start()
+        self.lost, sent = set(), _to_send(broadcast)
+        shares = self._shares(chunks)
+        self.standing = {slot: [client for chunk in share for client in chunk.clients.tolist()] for slot, share in enumerate(shares)}
+        submitted = {self.actors[slot].secure_open.remote(sent, share, sessions): slot for slot, share in enumerate(shares) if share}
+        answers = self._of_those_left(submitted, deadline_s, f"round {broadcast.round}")
+        said = [one for of_actor, _ in answers for one in of_actor]
+        return said, {client: reason for _, failed in answers for client, reason in failed.items()}
+
+    def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
+        """See `Workers.secure_step`."""
+        submitted = {}
+        for slot, clients in self.standing.items():
+            if slot not in self.lost and (theirs := {client: messages[client] for client in clients if client in messages}):
+                submitted[self.actors[slot].secure_step.remote(name, theirs)] = slot
+        return [one for said in self._of_those_left(submitted, deadline_s, f"step '{name}' of a secure sum") for one in said]
+
+    def _of_those_left(self, submitted: dict[ray.ObjectRef, int], deadline_s: float, what: str) -> list:
+        """What came in by the deadline; whoever died or is late is lost to the session, with its clients' secrets, and replaced."""
+        answers, waiting, end = [], dict(submitted), time.monotonic() + deadline_s
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
+            if not ready:
+                break
+            if (answer := _answer(ready[0], what)) is not None:
+                answers.append(answer)
+                waiting.pop(ready[0])
+            else:
+                self._lose(waiting.pop(ready[0]))
+        for slot in waiting.values():
+            self._lose(slot)
+        return answers
+
+    def _lose(self, slot: int) -> None:
+        self.lost.add(slot)
+        self._replace(slot)
+
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""
 
@@ -368,6 +423,10 @@ class RayWorkers:
     def _start(self, slot: int) -> ActorHandle:
         bundle = PlacementGroupSchedulingStrategy(self.reserved, placement_group_bundle_index=slot)
         return FederatedClientActor.options(scheduling_strategy=bundle).remote(*self.standing_for)
+
+
+def _authority(spec: ClientSpec, clients: int) -> ActorHandle:
+    return EnrolmentAuthorityActor.remote("simulated", clients, signatures(spec))
 
 
 def _to_send(broadcast: Broadcast) -> Broadcast | ray.ObjectRef:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import ray
@@ -14,15 +14,18 @@ from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import FederatedClient
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
+from qedge.federated.secure_node import Said, SecureNode, Session
 from qedge.job import Personalisation
+from qedge.secure_aggregation.identity import Provision
 
 
 @ray.remote(num_cpus=CPUS_OF_AN_ACTOR, max_restarts=0)
 class FederatedClientActor:
     """A `FederatedClient` on some node, one thing at a time: what comes by a direct line does on another thread than calls."""
 
-    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
+    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, provision: Provision | None) -> None:
         self.client = FederatedClient(spec, train, test)
+        self.secure = SecureNode(self.client, provision) if provision is not None else None
         self.turn = threading.Lock()
 
     def ready(self) -> float | None:
@@ -52,6 +55,16 @@ class FederatedClientActor:
             if errand.broadcast is not None:
                 return told(error, f"round {errand.round}")
         return None  # what could not be made ready, the round itself will say
+
+    def secure_open(self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session]) -> tuple[list[Said], dict[int, str]]:
+        """See `SecureNode.open`."""
+        with self.turn:
+            return self.secure.open(broadcast, chunks, sessions)
+
+    def secure_step(self, name: str, messages: Mapping[int, bytes]) -> list[Said]:
+        """See `SecureNode.step`."""
+        with self.turn:
+            return self.secure.step(name, messages)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from qedge.federated.events import ClientsFailed, Event, KernelReplaced, Phase, RoundFinished, WentBack
+from qedge.federated.events import ClientsFailed, Event, KernelReplaced, Phase, RoundFinished, SumLost, WentBack
 from qedge.federated.profile import PHASES as PROFILED
 from qedge.privacy.filter import most_epsilon, rounded_down
 from qedge.privacy.ledger_events import Scope
@@ -87,7 +87,9 @@ class RunDisplay:
         return Group(self.progress, Text("  " + _facts(self.last), style="cyan") if self.last else Text(""))
 
 
-def _warning(event: ClientsFailed | KernelReplaced | WentBack) -> str:
+def _warning(event: ClientsFailed | KernelReplaced | WentBack | SumLost) -> str:
+    if isinstance(event, SumLost):
+        return f"round {event.round} has no update, what it cost stays spent: {event.reason}"
     if isinstance(event, WentBack):
         return f"round {event.round} made the model worse: going on from that of round {event.to}"
     if isinstance(event, KernelReplaced):

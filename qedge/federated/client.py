@@ -24,7 +24,7 @@ from qedge.kernels.own_loop import OwnLoopKernel
 from qedge.kernels.sequential import SequentialKernel
 from qedge.kernels.weighted_total import weighted_total
 from qedge.models import build, parameters_vector
-from qedge.privacy.clipping import Grid, to_grid, within_bound
+from qedge.privacy.clipping import Grid, fixed_point, to_grid, within_bound
 
 AHEAD_BYTES = 64 << 20
 AGREES_WITHIN = 1e-2  # of the largest update; rounding is far less, but may tip a ReLU over that is within rounding of zero
@@ -52,7 +52,7 @@ class FederatedClient:
             self.sgd,
             self.spec.features,
             self.spec.classes,
-            private=self.spec.grid is not None,
+            private=self.spec.grid is not None or self.spec.secure is not None,
         )
 
     def kernel_difference(self) -> float | None:
@@ -111,8 +111,7 @@ class FederatedClient:
         with timed(seconds, "train"):
             trained = self.kernel.updates(broadcast.weights, prepared)
         with timed(seconds, "sum"):
-            now = grid if broadcast.bound is None else replace(grid, bound=broadcast.bound)
-            total = self._rounded(broadcast, chunk, trained.values, now)
+            total = self._rounded(broadcast, chunk, trained.values, self._grid(broadcast, grid)).sum(axis=0)
         return PartialSum(total, len(chunk.clients), seconds=seconds, gather_s=gather_s)
 
     def _weighted(self, broadcast: Broadcast, chunk: Chunk, prepared: Any, seconds: dict[str, float], gather_s: float) -> PartialSum:
@@ -126,18 +125,39 @@ class FederatedClient:
         reasons = {int(chunk.clients[place]): error.message for place, error in total.failed.items()}
         return PartialSum(total.integers, total.weight, reasons, controls, seconds, gather_s)
 
+    def integers(self, broadcast: Broadcast, chunk: Chunk) -> tuple[np.ndarray, dict[int, str]]:
+        """Of each client of a chunk the integers that `partial_sum` sums, [clients, length] int64, and what the user's code raised.
+
+        Without privacy what a client counts for is the last of them, and one whose training failed counts for nothing.
+
+        Raises:
+            Diverged: without privacy, an update that is not finite, or too large.
+        """
+        with single_thread():
+            trained = self.kernel.updates(broadcast.weights, self._prepared(broadcast.round, chunk))
+            if self.spec.grid is not None:
+                return self._rounded(broadcast, chunk, trained.values, self._grid(broadcast, self.spec.grid)), {}
+            counts = np.minimum(self._rows(chunk), self.spec.algorithm.max_weight)
+            counts[list(trained.failed)], trained.values[list(trained.failed)] = 0, 0
+            each = [fixed_point(trained.values[place : place + 1], [int(count)]) for place, count in enumerate(counts)]
+            reasons = {int(chunk.clients[place]): error.message for place, error in trained.failed.items()}
+            return np.column_stack([np.stack(each), counts]), reasons
+
+    def _grid(self, broadcast: Broadcast, grid: Grid) -> Grid:
+        """The round's own grid."""
+        return grid if broadcast.bound is None else replace(grid, bound=broadcast.bound)
+
     def _rounded(self, broadcast: Broadcast, chunk: Chunk, updates: np.ndarray, grid: Grid) -> np.ndarray:
-        """The sum of a chunk's updates on the grid of the round's bound, [params] int64, and of the counts within it where they count.
+        """A chunk's updates on the grid of the round's bound, [clients, params] int64, with the counts within it where clients count.
 
         A client without rows adds nothing to either.
         """
         key = self.spec.key.derive("rounding", broadcast.round, int(chunk.clients[0]))
         rounded = to_grid(updates, grid, key.generator(), lambda row: key.derive("again", row).generator())
-        total: np.ndarray = rounded.sum(axis=0)
         if not self.spec.count_weight:
-            return total
+            return rounded
         within = np.where(within_bound(updates, grid.bound), 1, -1) * (self._rows(chunk) > 0)
-        return np.append(total, self.spec.count_weight * int(within.sum()))
+        return np.column_stack([rounded, self.spec.count_weight * within])
 
     def _rows(self, chunk: Chunk) -> np.ndarray:
         """How many rows each of its clients holds, [clients] int64."""

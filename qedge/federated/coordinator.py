@@ -21,19 +21,20 @@ from qedge.algorithms.choice import ALGORITHMS
 from qedge.algorithms.state import Mean, ServerState, init
 from qedge.data.federation import Rows, fingerprints
 from qedge.data.federation import load as load_data
-from qedge.errors import CheckpointTampered, Diverged, RolledBack
+from qedge.errors import CheckpointTampered, Diverged, RolledBack, SumAborted
 from qedge.federated.buffered import BufferedTraining
 from qedge.federated.checkpoint import read_checkpoint, write_checkpoint
 from qedge.federated.cohorts import Cohorts
 from qedge.federated.control_variates import ControlVariates
 from qedge.federated.evaluation import Measured, from_noisy_counts, on_public_rows, per_client
-from qedge.federated.events import Event, KernelReplaced, Phase, RoundFinished, WentBack
+from qedge.federated.events import Event, KernelReplaced, Phase, RoundFinished, SumLost, WentBack
 from qedge.federated.guarantee import EVALUATION_ROWS, charged_evaluation
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
 from qedge.federated.profile import Profile
 from qedge.federated.release import Mechanism, build_mechanism
 from qedge.federated.rollback import BestModel
 from qedge.federated.run_folder import RunFolder, data_digest, recorded_guarantee, terms_digest
+from qedge.federated.secure_sum import SecureSum, secure_sum
 from qedge.federated.selection.drawing import expected_cohort
 from qedge.federated.traffic import Traffic
 from qedge.federated.workers import Workers
@@ -84,6 +85,8 @@ class Coordinator:
             count_weight=self.guarantee.count_weight if self.guarantee else 0,
             key=self.key.derive("clients"),
             seed=self.job.seed,
+            secure=self.job.secure_aggregation,
+            share=self.guarantee.share if self.guarantee else None,
         )
         own_test = None if self.federation.test_public_file else self.federation.test
         self.workers = make_workers(spec, self.federation.train, own_test)
@@ -94,6 +97,7 @@ class Coordinator:
         self.mechanism: Mechanism | None = None
         self.scope = str(record["scope"]) if record.get("scope") else None
         self.epoch = self._take_over(str(record.get("data")))
+        self.secure = secure_sum(self.job, folder.run, self.key, self.epoch, len(parameters_vector(self.module)), self.guarantee)
         self.left = self._left()
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
         self.measured = set(folder.metrics_by_round(cut=True))
@@ -249,7 +253,12 @@ class Coordinator:
         with phase("ahead"):
             ahead = [Chunk(clients) for clients in self.cohorts.ahead(number + 1)]
         begun = time.perf_counter()
-        partial = self.workers.partial_sum(broadcast, chunks, self.job.cohort.deadline_s, ahead)
+        if self.secure is not None and mechanism is not None:
+            return self._opened(state, mechanism, self._secure_release(self.secure, broadcast, chunks))
+        if self.secure is not None:
+            partial = self._secure_partial(self.secure, broadcast, chunks)
+        else:
+            partial = self.workers.partial_sum(broadcast, chunks, self.job.cohort.deadline_s, ahead)
         self.profile.workers(begun, partial.seconds)
         if mechanism is None:
             with phase("sampling"):
@@ -270,6 +279,39 @@ class Coordinator:
             with phase("charge"):
                 charged.result()  # whatever became of the sum, nobody hears of it before it is charged
         return evaluated
+
+    def _secure_partial(self, secure: SecureSum, broadcast: Broadcast, chunks: Sequence[Chunk]) -> PartialSum:
+        """The sum of a round without privacy; of nobody where it was lost as it was opened."""
+        try:
+            return secure.of(broadcast, chunks, self.workers, self.job.cohort.deadline_s)
+        except SumAborted as error:
+            self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
+            return PartialSum(np.zeros(len(broadcast.weights), dtype=np.int64), 0)
+
+    def _secure_release(self, secure: SecureSum, broadcast: Broadcast, chunks: Sequence[Chunk]) -> Release:
+        """The sum that clients added their noise to, charged before any share of it was asked for; empty where it was lost after that."""
+        release = Release(self.folder.run, broadcast.round, self.epoch, np.empty(0, dtype=np.int64))
+
+        def charge(session: str) -> None:
+            nonlocal release
+            release = replace(release, session=session)
+            self._charge(release)
+
+        try:
+            partial = secure.of(broadcast, chunks, self.workers, self.job.cohort.deadline_s, charge)
+        except SumAborted as error:
+            self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
+            return release
+        release = replace(release, total=np.append(partial.total, partial.weight))
+        self.ahead.append(release)
+        return release
+
+    def _opened(self, state: ServerState, mechanism: Mechanism, release: Release) -> Evaluated:
+        """The end of a round whose release was charged."""
+        with self.profile.phase("step"):
+            after = self._apply(state, Mean(mechanism.mean(release.total, None, self.expected)))
+        with self.profile.phase("evaluate"):
+            return self._evaluated(after)
 
     def _stepped(self, state: ServerState, mean: Mean) -> Evaluated:
         """The end of a round without privacy."""

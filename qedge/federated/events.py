@@ -68,4 +68,13 @@ class WentBack:
     to: int
 
 
-Event = Phase | RoundFinished | ClientsFailed | KernelReplaced | WentBack
+@dataclass(frozen=True)
+class SumLost:
+    """Too few clients were left to open a secure sum after shares of it were asked for: the round is charged, and has no update."""
+
+    run: str
+    round: int
+    reason: str
+
+
+Event = Phase | RoundFinished | ClientsFailed | KernelReplaced | WentBack | SumLost

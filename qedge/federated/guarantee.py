@@ -32,6 +32,7 @@ from qedge.privacy.accounting import (
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
 from qedge.privacy.mechanisms import DiscreteGaussian
+from qedge.privacy.noise_share import NoiseShare
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
 EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each of which a client adds at most so many
@@ -63,6 +64,14 @@ class Guarantee:
     count_weight: int = 0
     strategy: tuple[int, ...] = ()
     separation: int = 0
+    share: NoiseShare | None = None
+    honest: int = 0
+    ring_bits: int = 0
+
+    @property
+    def length(self) -> int:
+        """Entries of what a client gives: its update, and whether it was within the bound where clients say so."""
+        return self.grid.params + (1 if self.count_weight else 0)
 
     @property
     def noise_multiplier(self) -> float:

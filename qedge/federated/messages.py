@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from qedge.federated.randomness import RunKey
-from qedge.job import Algorithm, Model
+from qedge.job import Algorithm, Model, SecureAggregation
 from qedge.privacy.clipping import Grid, add_exactly
+from qedge.privacy.noise_share import NoiseShare
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class ClientSpec:
     count_weight: int  # what a client adds to the count of those within the clipping bound; 0: nobody counts
     key: RunKey
     seed: int
+    secure: SecureAggregation | None = None
+    share: NoiseShare | None = None  # under secure aggregation: what each client adds to its own integers
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from qedge.federated.client import FederatedClient
-from qedge.federated.messages import Broadcast, Chunk, PartialSum
+from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
+from qedge.federated.secure_node import Said, SecureNode, Session
 from qedge.job import Personalisation
+from qedge.secure_aggregation.identity import EnrolmentAuthority, Roster
 
 CACHE_BYTES = 1 << 20  # of weights that a stacked kernel goes through in every step: what a core's own cache holds
 LEAST_STACKED, WORTH_SENDING = 4, 32
@@ -41,6 +44,17 @@ class Workers(Protocol):
             RoundFailed: a chunk could not be had, however often it was run again.
         """
 
+    def roster(self, clients: Sequence[int]) -> Roster:
+        """The roster of some clients, by places ascending, as the enrolment authority vouches for it."""
+
+    def secure_open(
+        self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float
+    ) -> tuple[list[Said], dict[int, str]]:
+        """See `SecureNode.open`; who dies, or is not done by the deadline, says nothing, then and in all that follows."""
+
+    def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
+        """See `SecureNode.step`; who dies, or is not done by the deadline, says nothing."""
+
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""
 
@@ -62,6 +76,8 @@ class LocalWorkers:
 
     def __init__(self, client: FederatedClient) -> None:
         self.client = client
+        self.authority = EnrolmentAuthority("simulated", os.urandom(32), kind=signatures(client.spec))
+        self.node = SecureNode(client, self.authority.provision())
         self.sent: deque[tuple[Broadcast, Chunk]] = deque()
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
@@ -76,6 +92,22 @@ class LocalWorkers:
         """See `Workers.next_sum`; trained here and now, first what was sent first."""
         broadcast, chunk = self.sent.popleft()
         return broadcast.round, chunk, self.client.partial_sum(broadcast, [chunk])
+
+    def roster(self, clients: Sequence[int]) -> Roster:
+        """See `Workers.roster`."""
+        if self.authority.tree is None:
+            self.authority.enrol_simulated(len(self.client.train.offsets) - 1)
+        return self.authority.roster(clients)
+
+    def secure_open(
+        self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float
+    ) -> tuple[list[Said], dict[int, str]]:
+        """See `Workers.secure_open`."""
+        return self.node.open(broadcast, chunks, sessions)
+
+    def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
+        """See `Workers.secure_step`."""
+        return self.node.step(name, messages)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""
@@ -96,6 +128,11 @@ class LocalWorkers:
     def use_kernel(self, name: str) -> None:
         """See `Workers.use_kernel`."""
         self.client.use_kernel(name)
+
+
+def signatures(spec: ClientSpec) -> str:
+    """The kind of signatures that clients' identities make."""
+    return "ed25519" if spec.secure is None else spec.secure.signatures
 
 
 def chunk_size(expected_cohort: float, params: int, *, stacked: bool) -> int:

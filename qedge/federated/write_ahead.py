@@ -35,7 +35,8 @@ class Release:
     """One round's noised sum.
 
     total: [params] int64; kept: what the run needs to go on after it, [params] int64, as secret as the clients' rows and no part of
-    what is released; digest: what the ledger commits.
+    what is released; session: of a secure sum its name, hex: such a sum is charged before it is known, and its total is empty until then
+    (for good, if it never is); digest: what the ledger commits.
     """
 
     run: str
@@ -43,11 +44,14 @@ class Release:
     epoch: int
     total: np.ndarray
     kept: np.ndarray | None = None
+    session: str = ""
 
     @property
     def digest(self) -> str:
-        """SHA-256 over run, round and sum, hex."""
+        """SHA-256 over run, round and sum, or the session that opens it, hex."""
         head = json.dumps([self.run, self.round]).encode()
+        if self.session:
+            return hashlib.sha256(head + b"\0session\0" + self.session.encode()).hexdigest()
         return hashlib.sha256(head + b"\0" + self.total.astype("<i8").tobytes()).hexdigest()
 
 
@@ -64,7 +68,8 @@ class WriteAhead:
         Raises:
             StorageFull: it could not be written whole; what was written of it is cut off again.
         """
-        facts = json.dumps({"epoch": release.epoch, "round": release.round, "run": release.run, "kept": release.kept is not None}).encode()
+        known = {"epoch": release.epoch, "round": release.round, "run": release.run, "kept": release.kept is not None}
+        facts = json.dumps(known | {"session": release.session}).encode()
         vectors = [release.total] if release.kept is None else [release.total, release.kept]
         body = b"".join(vector.astype("<i8").tobytes() for vector in vectors)
         record = _HEADER.pack(_MAGIC, len(facts), len(body)) + facts + body
@@ -128,7 +133,7 @@ class WriteAhead:
         facts = json.loads(record[_HEADER.size : _HEADER.size + facts_length])
         body = np.frombuffer(record[_HEADER.size + facts_length :], dtype="<i8").astype(np.int64)
         total, kept = np.split(body, 2) if facts["kept"] else (body, None)
-        return Release(facts["run"], facts["round"], facts["epoch"], total, kept), end
+        return Release(facts["run"], facts["round"], facts["epoch"], total, kept, facts["session"]), end
 
     def _cut(self, at: int) -> None:
         # Whether a torn end hides a committed round is for the caller to see: that round is then missing from what was read.

@@ -7,6 +7,7 @@ from qedge.job.model import Model
 from qedge.job.personalisation import Personalisation
 from qedge.job.privacy import Clipping, Privacy
 from qedge.job.rollback import Rollback
+from qedge.job.secure_aggregation import SecureAggregation
 from qedge.job.training_job import TrainingJob
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "Personalisation",
     "Privacy",
     "Rollback",
+    "SecureAggregation",
     "TrainingJob",
 ]

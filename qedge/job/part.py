@@ -12,6 +12,7 @@ LATER = {
     "algorithm.kind": set(),
     "aggregation": {"median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "norm-bound"},
     "cohort.sampling": set(),
+    "privacy.noise": set(),
     "privacy.unit": {"example"},
     "model.kind": {"hybrid"},
 }
@@ -19,6 +20,7 @@ NOW = {
     "algorithm.kind": {"fedavg", "fedprox", "fedadagrad", "fedadam", "fedyogi", "scaffold", "fedbuff"},
     "aggregation": {"mean"},
     "cohort.sampling": {"cyclic", "oort", "poisson", "power-of-choice", "resource", "stratified", "uniform"},
+    "privacy.noise": {"central", "discrete-gaussian", "skellam"},
     "privacy.unit": {"client"},
     "model.kind": {"linear", "mlp", "cnn"},
 }

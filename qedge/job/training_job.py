@@ -22,6 +22,7 @@ from qedge.job.part import NOW, Part, known
 from qedge.job.personalisation import Personalisation
 from qedge.job.privacy import Privacy
 from qedge.job.rollback import Rollback
+from qedge.job.secure_aggregation import SecureAggregation
 from qedge.yaml_mapping import read_mapping
 
 PRIVACY_PARAMETERS = {"privacy.epsilon", "privacy.delta", "privacy.clipping.bound", "privacy.clipping.quantile", "cohort.rate"}
@@ -37,6 +38,7 @@ class TrainingJob(Part):
     aggregation: str = "mean"
     cohort: Cohort
     privacy: Privacy | None
+    secure_aggregation: SecureAggregation | None = None
     personalisation: Personalisation | None = None
     rollback: Rollback | None = None
     rounds: int = Field(ge=1, le=1_000_000)
@@ -81,6 +83,9 @@ class TrainingJob(Part):
                 f"accepted under privacy: {', '.join(sorted(NOW['cohort.sampling'] - INFORMED.keys()))}; or 'privacy: none'",
                 given=self.cohort.sampling,
             )
+        self._check_noise()
+        if self.secure_aggregation is not None:
+            self._check_secure(self.secure_aggregation)
         if self.algorithm.buffer is not None:
             self._check_buffer(self.algorithm.buffer)
         if self.algorithm.layers == "body" and self.privacy is not None:
@@ -97,6 +102,47 @@ class TrainingJob(Part):
                 "accepted: another algorithm, or 'privacy: none'"
             )
         return self
+
+    @property
+    def noise(self) -> str:
+        """Who adds the noise of a run under privacy: central, or each client its share of discrete-gaussian or skellam noise."""
+        given = self.privacy.noise if self.privacy is not None else None
+        return given or ("central" if self.secure_aggregation is None else "discrete-gaussian")
+
+    def _check_noise(self) -> None:
+        if self.noise == "central" and self.secure_aggregation is not None:
+            raise PrivacyError(
+                "privacy.noise: 'central' noise is added by the coordinator, which secure aggregation does not trust with a sum; accepted: "
+                "discrete-gaussian, skellam, or no 'secure_aggregation'",
+                given="central",
+            )
+        if self.noise != "central" and self.secure_aggregation is None:
+            raise PrivacyError(
+                f"privacy.noise: each client's share of '{self.noise}' noise protects it in a sum alone; accepted: 'secure_aggregation' "
+                "with it, or 'noise: central'",
+                given=self.noise,
+            )
+
+    def _check_secure(self, secure: SecureAggregation) -> None:
+        """Refuse what would have to see a single client's update, or more than sums."""
+        cohort, held_out = self.cohort, isinstance(self.data.test, float) and self.data.evaluation != "public"
+        refused = (
+            (self.algorithm.kind == "scaffold", "algorithm: 'scaffold' gives control variates beside an update"),
+            (self.algorithm.buffer is not None, "algorithm: 'fedbuff' has no cohort that could be summed"),
+            (cohort.follows_the_weights or cohort.sampling == "oort", f"cohort: '{cohort.sampling}' draws by clients' losses"),
+            (cohort.sampling == "poisson", "cohort: 'poisson' may draw too few to hide anybody; accepted: 'uniform', with 'size'"),
+            (
+                cohort.period is not None and self.privacy is not None,
+                "cohort: 'cyclic' noise spans rounds; accepted: 'uniform'",
+            ),
+            (self.personalisation is not None, "personalisation: is measured client by client"),
+            (held_out, "data: held-out rows are evaluated outside of sums; accepted: 'evaluation: public', or a file of public rows"),
+        )
+        for holds, reason in refused:
+            if holds:
+                raise PrivacyError(f"secure_aggregation is refused here: {reason}")
+        if self.cohort.size is not None:
+            secure.groups(self.cohort.size)
 
     def _check_buffer(self, buffer: int) -> None:
         if self.privacy is not None:

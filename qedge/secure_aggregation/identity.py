@@ -100,8 +100,21 @@ class Roster:
             raise MessageRefused("the roster has a key that is not enrolled")
 
 
+@dataclass(frozen=True, repr=False)
+class Provision:
+    """What a node is given that stands for simulated members: the authority's public key, and what their identities are made from."""
+
+    authority: bytes
+    kind: str
+    seed: bytes
+
+    def identity(self, place: int) -> Identity:
+        """The identity of one of them."""
+        return Identity(self.kind, hmac.digest(self.seed, b"member/%d" % place, "sha256"))
+
+
 class EnrolmentAuthority:
-    """Enrols members and signs for them; also makes the identities of members that are simulated, from its secret."""
+    """Enrols members and signs for them; simulated members are given their identities by it (`provision`)."""
 
     def __init__(self, federation: str, secret: bytes, *, kind: str = "ed25519") -> None:
         """secret: 32 bytes, from which everything is derived."""
@@ -111,9 +124,14 @@ class EnrolmentAuthority:
         self.keys: list[bytes] = []
         self.tree: MerkleTree | None = None
 
-    def identity(self, place: int) -> Identity:
-        """The identity of a simulated member."""
-        return Identity(self.kind, self._derive(b"member/%d" % place))
+    def provision(self) -> Provision:
+        """For nodes that stand for simulated members."""
+        return Provision(self.public, self.kind, self._derive(b"members"))
+
+    def enrol_simulated(self, members: int) -> None:
+        """Take the keys of so many simulated members."""
+        provision = self.provision()
+        self.enrol([provision.identity(place).public for place in range(members)])
 
     def enrol(self, keys: Sequence[bytes]) -> None:
         """Take these public keys, one a member, one at least."""
