@@ -50,6 +50,21 @@ class Data(_Part):
     labels: str = Field(description="where the label set comes from: declared, public by the data set, or found in the data")
 
 
+class Share(_Part):
+    """What each client of a secure sum adds. variance: of one share, in grid units squared; counted: shares that the guarantee counts on.
+
+    group: members of the smallest group, with its threshold and the colluders that it stands.
+    """
+
+    distribution: str
+    variance: int = Field(ge=1)
+    counted: int = Field(ge=1)
+    group: int = Field(ge=3)
+    threshold: int = Field(ge=1)
+    colluders: int = Field(ge=0)
+    server: str
+
+
 class Mechanism(_Part):
     """The noise that was added, in grid units except `clipping_bound` and `grid_step`; with a bound that follows a quantile, its first."""
 
@@ -65,6 +80,7 @@ class Mechanism(_Part):
     total_variation: Decimal = Field(description="distance of the sampled noise from the exact distribution, all rounds; part of delta")
     count_weight: int = Field(default=0, ge=0, description="with a bound that follows a quantile: what a client adds to its noisy count")
     strategy: tuple[int, ...] = Field(default=(), description="with noise that is correlated over rounds: the band of its matrix")
+    share: Share | None = Field(default=None, description="with noise that clients add: each one's part; `variance` is what is counted on")
 
 
 class Accountant(_Part):
@@ -78,7 +94,7 @@ class Accountant(_Part):
 class Guarantee(_Part):
     """(epsilon, delta) against one adversary."""
 
-    adversary: Literal["released model", "roster holder"]
+    adversary: Literal["released model", "roster holder", "server", "colluding participants"]
     epsilon: Decimal
     delta: Decimal
     how: str

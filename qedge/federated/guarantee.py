@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from qedge.errors import InvalidPrivacy
 from qedge.federated.selection.drawing import expected_cohort
-from qedge.job import Privacy, TrainingJob
+from qedge.job import Privacy, SecureAggregation, TrainingJob
 from qedge.privacy import banded
 from qedge.privacy.accounting import (
     Calibration,
@@ -31,13 +31,15 @@ from qedge.privacy.accounting import (
 )
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
+from qedge.privacy.distributed import NoiseShare, SharedCalibration, calibrate_shares
 from qedge.privacy.mechanisms import DiscreteGaussian
-from qedge.privacy.noise_share import NoiseShare
+from qedge.secure_aggregation.ring import Ring
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
 EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each of which a client adds at most so many
 _UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
 _MOST_BANDS = 32  # as many exact sums have to be kept; more gain little
+WRAPS = 1e-9  # chance a round, at most, that noise takes a secure sum out of its ring
 _EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
 
 
@@ -48,7 +50,9 @@ class Guarantee:
     sensitivity_squared: squared norm, in grid units, of what one client may change in the sum as the accountant sees it;
     variance: of the noise, in grid units squared; evaluation_variance: of the noise on either count of the one charged evaluation, or
     None; count_weight: w of `release.AdaptiveClipping`, or 0; strategy: coefficients of the banded strategy and separation, the rounds
-    between two of a client, where clients take turns, else () and 0.
+    between two of a client, where clients take turns, else () and 0; share: what each client adds where nobody else adds noise, in secure
+    sums on `ring_bits`; honest: how many shares at least are in the sum of a group that no colluder knows, which `variance` counts on;
+    opened: how many shares at least are in the sum of all groups, and how many of them no colluder knows.
     """
 
     grid: Grid
@@ -66,6 +70,7 @@ class Guarantee:
     separation: int = 0
     share: NoiseShare | None = None
     honest: int = 0
+    opened: tuple[int, int] = (0, 0)
     ring_bits: int = 0
 
     @property
@@ -82,6 +87,8 @@ class Guarantee:
     def total_variation(self) -> float:
         """How far the sampled noise of the whole run may be from the exact distribution (see `is_exact_at`)."""
         dimensions = self.grid.params + (1 if self.count_weight else 0)
+        if self.share is not None:  # each of the shares that are counted on may be off by as much
+            return self.share.total_variation * self.length * self.rounds * self.honest
         whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds
         return whole + (2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
 
@@ -104,8 +111,11 @@ class Guarantee:
     def roster_epsilon(self) -> float | None:
         """Against whoever knows who took part in every round: the same noise with no amplification by sampling.
 
-        None where the noise is not sampled exactly enough to prove so large an epsilon.
+        None where the noise is not sampled exactly enough to prove so large an epsilon. Under secure aggregation that is whom the plan is
+        charged against: the server.
         """
+        if self.share is not None:
+            return self.epsilon(self.rounds)
         once = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0)
         unsampled = self.per_round * self.rounds if self.strategy else once * self.rounds
         whole = unsampled + self.evaluation if self.evaluation else unsampled
@@ -115,6 +125,14 @@ class Guarantee:
         except InvalidPrivacy:
             return None
         return epsilon if epsilon <= bound else None
+
+    def sum_epsilon(self, *, colluding: bool) -> float:
+        """Against whoever sees the sum of all groups, and not those of each: with fellow participants that collude, or without."""
+        if self.share is None:
+            raise TypeError("noise that is added to the sum of all is the same for both")
+        shares = self.opened[1] if colluding else self.opened[0]
+        cost = self.share.cost(self.sensitivity_squared, self.length, shares) * self.rounds
+        return min(best_order(cost, self.delta)[1], self.epsilon(self.rounds))
 
     def is_exact_at(self, epsilon: float) -> bool:
         """Whether sampling that is off by a total variation τ, which costs (1 + e^ε)τ of delta, costs too little to be counted."""
@@ -144,6 +162,10 @@ class Guarantee:
             "count_weight": self.count_weight,
             "strategy": list(self.strategy),
             "separation": self.separation,
+            "share": [self.share.kind, self.share.variance] if self.share else None,
+            "honest": self.honest,
+            "opened": list(self.opened),
+            "ring_bits": self.ring_bits,
         }
 
 
@@ -165,7 +187,9 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
     grid = Grid(privacy.clipping.bound, params)
     evaluated = job.data.test is not None and charged_evaluation(job)
     share = 1 - _EVALUATION_SHARE if evaluated else 1.0
-    if job.cohort.period is not None:
+    if job.secure_aggregation is not None:
+        guarantee = _shared(job, privacy, grid, job.secure_aggregation, order)
+    elif job.cohort.period is not None:
         guarantee = _in_turns(job, privacy, grid, job.cohort.period, share, order)
     else:
         guarantee = _sampled(job, privacy, grid, expected_cohort(job.cohort, clients), share, order)
@@ -192,10 +216,7 @@ def _sampled(job: TrainingJob, privacy: Privacy, grid: Grid, expected: float, sh
 
     fit, weight = calibrated(counted(0)), 0
     if privacy.clipping.quantile is not None:
-        # A standard deviation of a twentieth of the cohort on the count, as Andrew et al. (2021) advise, σ/(2w) = m/20; but of small
-        # cohorts, where that would cost most of the budget, no more than a twentieth of the squared sensitivity.
-        most = math.isqrt(grid.sensitivity_squared // 20)
-        weight = max(1, min(most, round(10 * math.sqrt(fit.variance) / max(1.0, expected))))
+        weight = _count_weight(grid, fit.variance, expected)
         fit = calibrated(counted(weight))
     return Guarantee(
         grid,
@@ -208,6 +229,52 @@ def _sampled(job: TrainingJob, privacy: Privacy, grid: Grid, expected: float, sh
         per_round=fit.cost_round,
         count_weight=weight,
     )
+
+
+def _shared(job: TrainingJob, privacy: Privacy, grid: Grid, secure: SecureAggregation, order: int | None) -> Guarantee:
+    """Each client adds a share of the noise: accounted against the server, which knows the cohort and sees the sum of each group.
+
+    Nothing is amplified: cohorts are no secret to the server, and do not depend on anybody's rows, so that emptying a client moves its
+    group's sum by one bound.
+    """
+    groups = secure.groups(job.cohort.size or 0)
+    honest, most = min(group.honest for group in groups), max(group.members for group in groups)
+
+    def fit(count_weight: int) -> SharedCalibration:
+        squared, length = grid.sensitivity_squared + count_weight**2, grid.params + (1 if count_weight else 0)
+        return calibrate_shares(job.noise, privacy.epsilon, privacy.delta, squared, length, honest, job.rounds, order=order)
+
+    calibrated, weight = fit(0), 0
+    if privacy.clipping.quantile is not None:
+        weight = _count_weight(grid, calibrated.share.variance * honest, float(job.cohort.size or 1))
+        calibrated = fit(weight)
+    squared, length = grid.sensitivity_squared + weight**2, grid.params + (1 if weight else 0)
+    reach = most * math.isqrt(squared) + calibrated.share.reach(most, length, WRAPS)
+    return Guarantee(
+        grid,
+        sensitivity_squared=squared,
+        variance=calibrated.share.variance * honest,
+        rate=1.0,
+        rounds=job.rounds,
+        order=calibrated.order,
+        delta=privacy.delta,
+        per_round=calibrated.cost_round,
+        count_weight=weight,
+        share=calibrated.share,
+        honest=honest,
+        opened=(sum(group.survivors for group in groups), sum(group.honest for group in groups)),
+        ring_bits=Ring.holding(reach).bits,
+    )
+
+
+def _count_weight(grid: Grid, variance: int, expected: float) -> int:
+    """What a client adds to the count of those within the clipping bound.
+
+    A standard deviation of a twentieth of the cohort on the count, as Andrew et al. (2021) advise, σ/(2w) = m/20; but of small cohorts,
+    where that would cost most of the budget, no more than a twentieth of the squared sensitivity.
+    """
+    most = math.isqrt(grid.sensitivity_squared // 20)
+    return max(1, min(most, round(10 * math.sqrt(variance) / max(1.0, expected))))
 
 
 def _in_turns(job: TrainingJob, privacy: Privacy, grid: Grid, period: int, share: float, order: int | None) -> Guarantee:
@@ -242,7 +309,7 @@ def _parts(sensitivity_squared: int, variance: int, rounds: int) -> RenyiCost:
 
 def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
     """The guarantee that `plain` put on record."""
-    evaluation, variance = values["evaluation"], values["evaluation_variance"]
+    evaluation, variance, share, opened = (values[name] for name in ("evaluation", "evaluation_variance", "share", "opened"))
     return Guarantee(
         grid=Grid(float(str(values["bound"])), int(str(values["params"]))),
         sensitivity_squared=int(str(values["sensitivity_squared"])),
@@ -257,6 +324,10 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         count_weight=int(str(values["count_weight"])),
         strategy=_whole(values["strategy"]),
         separation=int(str(values["separation"])),
+        share=NoiseShare(str(share[0]), int(str(share[1]))) if isinstance(share, list) else None,
+        honest=int(str(values["honest"])),
+        opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
+        ring_bits=int(str(values["ring_bits"])),
     )
 
 

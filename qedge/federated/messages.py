@@ -12,7 +12,7 @@ import numpy as np
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model, SecureAggregation
 from qedge.privacy.clipping import Grid, add_exactly
-from qedge.privacy.noise_share import NoiseShare
+from qedge.privacy.distributed import NoiseShare
 
 
 @dataclass(frozen=True)

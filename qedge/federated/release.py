@@ -1,13 +1,14 @@
 """What leaves a private round: the exact integer sum with noise, and what that says of the mean update.
 
-Three ways, all on the grid that clients rounded to, all with discrete Gaussian noise:
+Four ways, all on the grid that clients rounded to:
 
 - one clipping bound for the whole run;
 - a bound that follows a quantile of the clients' norms (Andrew, Thakkar, McMahan, Ramaswamy, "Differentially private learning with
   adaptive clipping", NeurIPS 2021, algorithm 1): each client adds one coordinate, +w when its norm is within the bound and −w when it is
   not, the noisy sum of which moves the bound by C ← C exp(−η(b̃ − γ)). Departure: the coordinate is part of the very vector that is
   noised, so one sensitivity B² + w² accounts for both, instead of two Gaussians that are combined;
-- noise that is correlated over rounds, for clients that turn up in a fixed order (`qedge.privacy.banded`).
+- noise that is correlated over rounds, for clients that turn up in a fixed order (`qedge.privacy.banded`);
+- a share of the noise from each client, in secure sums.
 
 A mechanism is told of each round once, in order, by `mean`; `arrays` is what it must be given to go on from there.
 """
@@ -50,6 +51,8 @@ class Mechanism(Protocol):
 
 def build_mechanism(guarantee: Guarantee, clipping: Clipping, kept: Mapping[str, np.ndarray]) -> Mechanism:
     """The mechanism of a run, as it stood when `arrays` gave `kept`; as before the first round where that is empty."""
+    if guarantee.share is not None:
+        return NoiseOfClients(guarantee, clipping, kept)
     if guarantee.strategy:
         return CorrelatedNoise(guarantee, kept)
     if clipping.quantile is not None:
@@ -107,6 +110,40 @@ class AdaptiveClipping:
     def arrays(self) -> dict[str, np.ndarray]:
         """See `Mechanism.arrays`."""
         return {"bound": np.array([self.bound])}
+
+
+class NoiseOfClients:
+    """Each client's own share of noise is in the sum: the same steps, over how many clients are in it, which is its last entry.
+
+    A sum that was charged and could not be had is empty, and moves nothing.
+    """
+
+    def __init__(self, guarantee: Guarantee, clipping: Clipping, kept: Mapping[str, np.ndarray]) -> None:
+        adaptive = clipping.quantile is not None
+        self.params = guarantee.grid.params
+        self.sum: FixedClipping | AdaptiveClipping = (
+            AdaptiveClipping(guarantee, clipping.quantile or 0.0, clipping.learning_rate, kept) if adaptive else FixedClipping(guarantee)
+        )
+        self.bound = self.sum.bound
+
+    def noised(self, exact: np.ndarray, source: NoiseSource) -> np.ndarray:
+        """See `Mechanism.noised`: it is noised as it is opened."""
+        return exact
+
+    def kept(self, exact: np.ndarray) -> None:
+        """See `Mechanism.kept`."""
+
+    def mean(self, released: np.ndarray, kept: np.ndarray | None, expected: float) -> np.ndarray:
+        """See `Mechanism.mean`; who is in a sum is no secret to whom it is charged against."""
+        if len(released) == 0:
+            return np.zeros(self.params)
+        mean = self.sum.mean(released[:-1], None, float(released[-1]))
+        self.bound = self.sum.bound
+        return mean
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `Mechanism.arrays`."""
+        return self.sum.arrays()
 
 
 class CorrelatedNoise:

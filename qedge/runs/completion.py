@@ -36,7 +36,17 @@ TRUST_MODEL = (
     "cluster can be read by its owner. The guarantees are against those they name; against others, and against a roster holder where "
     "none is given, nothing is proved."
 )
+SECURE_TRUST_MODEL = (
+    "Of a cohort's updates the coordinator opens the sums of groups alone, by the secure aggregation protocol, as long as no more members "
+    "of a group collude with it than the receipt says. In this run the clients were actors of one Ray cluster: whoever owns the cluster "
+    "can read every actor, and the protocol keeps nothing from them. The guarantees are against those they name; against others nothing is "
+    "proved."
+)
 _COMPARED_DELTA = 1e-5
+_KINDS = {"discrete-gaussian": "discrete Gaussian", "skellam": "Skellam"}
+_ACCOUNTED_AGAINST_THE_SERVER = (
+    "without amplification, as the server knows who took part; noise counted of the fewest survivors of a group, less its colluders"
+)
 _ACCOUNTED = {
     "poisson": "amplified by secret Poisson sampling",
     "uniform": "cohorts of fixed size are accounted without amplification, at twice the bound",
@@ -181,7 +191,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
         privacy=receipt.NO_GUARANTEE,
         epsilon_at_1e_5=None,
         uses=_uses(coordinator, records.ledger.runs_without_privacy(prints)),
-        trust_model=TRUST_MODEL,
+        trust_model=TRUST_MODEL if coordinator.job.secure_aggregation is None else SECURE_TRUST_MODEL,
         ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
         log=receipt.HeadOf(seq=log.seq, hash=log.hash),
     )
@@ -194,14 +204,16 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.
     """What the receipt of a run under privacy says on top."""
     cohort, delta = coordinator.job.cohort, decimal(guarantee.delta)
     epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
-    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {_ACCOUNTED[cohort.sampling]}"
+    accounted = _ACCOUNTED[cohort.sampling] if guarantee.share is None else _ACCOUNTED_AGAINST_THE_SERVER
+    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {accounted}"
     open_uses = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
-    roster = guarantee.roster_epsilon()
+    against = "whoever sees the released models" if guarantee.share is None else "the server and the colluders it may have"
     return {
-        "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models"
+        "privacy": f"({epsilon}, {delta})-differential privacy for every client against {against}"
         + (f", except for what is NOT COVERED: {open_uses}" if open_uses else ""),
         "mechanism": receipt.Mechanism(
-            name="discrete Gaussian on the sum of clipped client updates" + _named(guarantee),
+            name=f"{_KINDS[guarantee.share.kind if guarantee.share else 'discrete-gaussian']} on the sum of clipped client updates"
+            + _named(guarantee),
             clipping_bound=decimal(guarantee.grid.bound),
             grid_step=decimal(guarantee.grid.step),
             sensitivity_squared=guarantee.sensitivity_squared,
@@ -213,17 +225,48 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.
             total_variation=decimal(guarantee.total_variation),
             count_weight=guarantee.count_weight,
             strategy=guarantee.strategy,
+            share=_share(coordinator, guarantee),
         ),
         "accountant": receipt.Accountant(name="Rényi, integer orders", orders=ORDERS, order=guarantee.order),
-        "guarantees": (
-            receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how),
-            *([] if roster is None else [_against_the_roster(roster, delta)]),
-        ),
+        "guarantees": _guarantees(guarantee, epsilon, delta, how),
         "epsilon_at_1e_5": decimal(guarantee.epsilon_at(_COMPARED_DELTA)),
     }
 
 
+def _guarantees(guarantee: Guarantee, epsilon: str, delta: str, how: str) -> tuple[receipt.Guarantee, ...]:
+    """Against each adversary; first the one that is charged."""
+    if guarantee.share is None:
+        roster = guarantee.roster_epsilon()
+        released = receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how)
+        return (released,) if roster is None else (released, _against_the_roster(roster, delta))
+    fellows, anybody = (decimal(guarantee.sum_epsilon(colluding=colluding)) for colluding in (True, False))
+    of_all = "without amplification, at its best order: the sum of all groups alone is seen"
+    return (
+        receipt.Guarantee(adversary="server", epsilon=epsilon, delta=delta, how=how),
+        receipt.Guarantee(adversary="colluding participants", epsilon=fellows, delta=delta, how=f"{of_all}, and their own shares of noise"),
+        receipt.Guarantee(adversary="released model", epsilon=anybody, delta=delta, how=of_all),
+    )
+
+
+def _share(coordinator: Coordinator, guarantee: Guarantee) -> receipt.Share | None:
+    secure = coordinator.job.secure_aggregation
+    if guarantee.share is None or secure is None:
+        return None
+    group = secure.groups(coordinator.job.cohort.size or 0)[-1]
+    return receipt.Share(
+        distribution=guarantee.share.kind,
+        variance=guarantee.share.variance,
+        counted=guarantee.honest,
+        group=group.members,
+        threshold=group.threshold,
+        colluders=group.colluders,
+        server=secure.server,
+    )
+
+
 def _named(guarantee: Guarantee) -> str:
+    if guarantee.share is not None:
+        return ", a share of the noise from each client, in secure sums"
     if guarantee.strategy:
         return ", correlated over rounds by a banded matrix"
     return " and of who is within the bound, which follows it" if guarantee.count_weight else ""

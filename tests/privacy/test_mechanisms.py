@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
-from scipy.stats import chi2
+from scipy.stats import chi2, skellam
 
 from qedge.errors import InvalidPrivacy
-from qedge.privacy.mechanisms import MAX_VARIANCE, DiscreteGaussian, NoiseSource, SeededNoise, SystemNoise, cumulative_table
+from qedge.privacy.mechanisms import (
+    MAX_VARIANCE,
+    DiscreteGaussian,
+    NoiseSource,
+    SeededNoise,
+    Skellam,
+    SystemNoise,
+    cumulative_table,
+    skellam_table,
+)
 
 VARIANCES = (1, 2, 10, 1000, 10**6 + 3)
 mp.dps = 60
@@ -37,7 +46,7 @@ class Script:
 @cache
 def entries(variance: int) -> list[int]:
     """The table as 128-bit integers."""
-    high, low = cumulative_table(variance)
+    high, low, _ = cumulative_table(variance)
     return [int(h) << 64 | int(lo) for h, lo in zip(high, low, strict=True)]
 
 
@@ -105,7 +114,7 @@ def test_a_wrong_sampler_fails_the_same_test(variance: int) -> None:
 @pytest.mark.parametrize("variance", [1, 2, 10])
 def test_a_table_shifted_by_one_entry_fails_the_same_test(variance: int) -> None:
     wrong = DiscreteGaussian(variance)
-    wrong._high, wrong._low = wrong._high[1:], wrong._low[1:]
+    wrong._high, wrong._low, wrong._first = wrong._high[1:], wrong._low[1:], np.maximum(wrong._first - 1, 0)
     assert chi_square_p_value(wrong.sample(200_000, SeededNoise(1)), variance) < 1e-7
 
 
@@ -211,8 +220,7 @@ def test_a_variance_off_the_grid_is_refused(variance: int) -> None:
 
 
 def test_a_table_cannot_be_altered() -> None:
-    high, low = cumulative_table(2)
-    for words in (high, low):
+    for words in cumulative_table(2):
         with pytest.raises(ValueError, match="read-only"):
             words[0] = 0
 
@@ -232,3 +240,39 @@ def test_seeded_noise_repeats_for_its_seed_and_says_that_it_is_for_tests() -> No
     assert [one.bytes(16) for _ in range(11)][-1] != eleven.bytes(16)  # call 11 of seed 1, call 1 of seed 11
     assert first.for_tests
     assert not SystemNoise.for_tests
+
+
+@pytest.mark.parametrize("variance", [1, 4, 100, 2500])
+def test_the_skellam_table_is_that_of_bessel_functions_to_the_last_of_its_128_bits(variance: int) -> None:
+    """Against an independent computation of I_k with sixty digits."""
+    high, low, _ = skellam_table(variance)
+    with mp.workdps(60):
+        cumulative = mpf(0)
+        for place in range(min(len(high), 200)):
+            cumulative += (2 if place else 1) * mp.besseli(place, variance) * mp.exp(-variance)
+            entry = (int(high[place]) << 64) + int(low[place])
+            assert abs(mpf(entry) - cumulative * 2**128) <= 2
+
+
+@pytest.mark.parametrize("variance", [1, 4, 100, 10_000])
+def test_skellam_draws_fit_the_skellam_distribution(variance: int) -> None:
+    """Chi-square over cells of at least 50 expected draws; false alarm 1e-7 each."""
+    draws = Skellam(variance).sample(200_000, SeededNoise(variance))
+    assert skellam_p_value(draws, variance) > 1e-7
+    assert skellam_p_value(DiscreteGaussian(variance).sample(200_000, SeededNoise(variance)), variance) < 1e-7 or variance > 4
+
+
+def skellam_p_value(draws: np.ndarray, variance: int) -> float:
+    """Chi-square of draws against SciPy's Skellam distribution."""
+    reach = int(4 * variance**0.5) + 4
+    width = max(1, reach // 10)
+    edges = np.arange(-reach - 0.5, reach + width, width)
+    found = np.histogram(draws, np.concatenate([[-np.inf], edges, [np.inf]]))[0]
+    masses = np.diff(np.concatenate([[0.0], skellam.cdf(np.floor(edges), variance / 2, variance / 2), [1.0]]))
+    expected = masses * len(draws)
+    enough = expected >= 50
+    found_rest, expected_rest = found[~enough].sum(), expected[~enough].sum()
+    terms = ((found[enough] - expected[enough]) ** 2 / expected[enough]).sum()
+    if expected_rest > 5:
+        terms += (found_rest - expected_rest) ** 2 / expected_rest
+    return float(chi2.sf(terms, enough.sum() - 1 + (expected_rest > 5)))
