@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.direct_line import BROKEN, DirectLine, Errand
 from actors.enrolment_authority import EnrolmentAuthorityActor
 from actors.federated_client import FederatedClientActor, told
+from actors.secure_calls import SecureCalls
 from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody
@@ -79,9 +80,8 @@ class RayWorkers:
         self.lines: list[DirectLine | None] = [None] * reserved.bundle_count
         self.tellers = [ThreadPoolExecutor(1, thread_name_prefix="tell") for _ in range(reserved.bundle_count)]
         self.told: list[Future[None] | None] = [None] * reserved.bundle_count  # a line has one writer at a time
-        self.lost: set[int] = set()  # of the secure session under way
-        self.standing: dict[int, list[int]] = {}
         self.actors = [self._start(slot) for slot in range(reserved.bundle_count)]
+        self.secure = SecureCalls(self.actors, self._replace, _answer)
         self._await_start()
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
@@ -239,43 +239,13 @@ class RayWorkers:
     ) -> tuple[list[Said], dict[int, str]]:
         """See `Workers.secure_open`."""
         self._free()
-        if self.lost:
+        if self.secure.lost:
             self._await_start()
-        self.lost, sent = set(), _to_send(broadcast)
-        shares = self._shares(chunks)
-        self.standing = {slot: [client for chunk in share for client in chunk.clients.tolist()] for slot, share in enumerate(shares)}
-        submitted = {self.actors[slot].secure_open.remote(sent, share, sessions): slot for slot, share in enumerate(shares) if share}
-        answers = self._of_those_left(submitted, deadline_s, f"round {broadcast.round}")
-        said = [one for of_actor, _ in answers for one in of_actor]
-        return said, {client: reason for _, failed in answers for client, reason in failed.items()}
+        return self.secure.open(_to_send(broadcast), self._shares(chunks), sessions, deadline_s, f"round {broadcast.round}")
 
     def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
         """See `Workers.secure_step`."""
-        submitted = {}
-        for slot, clients in self.standing.items():
-            if slot not in self.lost and (theirs := {client: messages[client] for client in clients if client in messages}):
-                submitted[self.actors[slot].secure_step.remote(name, theirs)] = slot
-        return [one for said in self._of_those_left(submitted, deadline_s, f"step '{name}' of a secure sum") for one in said]
-
-    def _of_those_left(self, submitted: dict[ray.ObjectRef, int], deadline_s: float, what: str) -> list:
-        """What came in by the deadline; whoever died or is late is lost to the session, with its clients' secrets, and replaced."""
-        answers, waiting, end = [], dict(submitted), time.monotonic() + deadline_s
-        while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=max(0.0, end - time.monotonic()))
-            if not ready:
-                break
-            if (answer := _answer(ready[0], what)) is not None:
-                answers.append(answer)
-                waiting.pop(ready[0])
-            else:
-                self._lose(waiting.pop(ready[0]))
-        for slot in waiting.values():
-            self._lose(slot)
-        return answers
-
-    def _lose(self, slot: int) -> None:
-        self.lost.add(slot)
-        self._replace(slot)
+        return self.secure.step(name, messages, deadline_s)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""

@@ -39,6 +39,7 @@ ROWS = {
     "yaml_mapping": PLAN,
     "config": PLAN,
     "job": PLAN,
+    "secure_aggregation.groups": PLAN,  # which thresholds protect, a job is asked before anything is computed
     "federated": ROUND,
     "registry": RECORDS,
     "recovery": RECORDS,

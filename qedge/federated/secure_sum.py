@@ -20,9 +20,10 @@ from qedge.federated.randomness import RunKey
 from qedge.federated.secure_node import Said, Session
 from qedge.federated.workers import Workers
 from qedge.job import SecureAggregation, TrainingJob
+from qedge.secure_aggregation.groups import MALICIOUS
 from qedge.secure_aggregation.ring import WHOLE_BITS, Ring
 from qedge.secure_aggregation.server import SecureServer
-from qedge.secure_aggregation.terms import MALICIOUS, Terms
+from qedge.secure_aggregation.terms import Terms
 
 ATTEMPTS = 3
 Charge = Callable[[str], None]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from qedge.errors import MessageRefused
 from qedge.secure_aggregation.channel import KEY_BYTES, OVERHEAD_BYTES, ChannelKey, seal
+from qedge.secure_aggregation.groups import CURIOUS
 from qedge.secure_aggregation.identity import SIGNATURES, Identity, signed
 from qedge.secure_aggregation.masks import add_masks
 from qedge.secure_aggregation.member_secrets import (
@@ -50,7 +51,7 @@ from qedge.secure_aggregation.messages import (
     survivors_statement,
 )
 from qedge.secure_aggregation.sharing import SHARE_BYTES, split
-from qedge.secure_aggregation.terms import CURIOUS, Memory, Policy
+from qedge.secure_aggregation.terms import Memory, Policy
 from qedge.secure_aggregation.wire import decode, encode
 
 SEALED_BYTES = 2 * SHARE_BYTES + SECRET_BYTES + OVERHEAD_BYTES

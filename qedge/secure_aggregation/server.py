@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qedge.errors import MessageRefused, SumAborted
 from qedge.secure_aggregation.channel import public_key
 from qedge.secure_aggregation.client import SEALED_BYTES
+from qedge.secure_aggregation.groups import MALICIOUS
 from qedge.secure_aggregation.identity import Roster, signed
 from qedge.secure_aggregation.masks import SignedSeed, add_masks_beside
 from qedge.secure_aggregation.member_secrets import (
@@ -46,7 +47,7 @@ from qedge.secure_aggregation.messages import (
     survivors_statement,
 )
 from qedge.secure_aggregation.sharing import SHARE_BYTES, Interpolation
-from qedge.secure_aggregation.terms import MALICIOUS, Terms
+from qedge.secure_aggregation.terms import Terms
 from qedge.secure_aggregation.wire import decode, encode
 
 

@@ -127,8 +127,8 @@ def test_the_sum_is_that_of_those_who_gave_their_vector(workers: HurtingWorkers,
     workers.step, workers.how, workers.slots = step, how, (1,)
     broadcast, chunks = _round(1)
     partial = _secure_sum().of(broadcast, chunks, workers, DEADLINE_S if how == signal.SIGKILL else SHORT_S)
-    gone = set(workers.standing[1]) if step in ("seal", "mask") else set()
-    assert len(workers.standing[1]) == 3
+    gone = set(workers.secure.standing[1]) if step in ("seal", "mask") else set()
+    assert len(workers.secure.standing[1]) == 3
     total, weight = _plain(1, gone)
     assert partial.total.tobytes() == total.tobytes()
     assert partial.weight == weight
