@@ -6,17 +6,16 @@ and this version does not carry out are refused as `NotInThisVersion`.
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from qedge.errors import InvalidJob, InvalidPrivacy, PrivacyError, Refused, UnknownKey, nearest
+from qedge.errors import InvalidJob, PrivacyError
 from qedge.job.algorithm import Algorithm
 from qedge.job.cohort import INFORMED, Cohort
 from qedge.job.data import BUILT_IN, Data
+from qedge.job.explanation import explain
 from qedge.job.model import Model
 from qedge.job.part import NOW, Part, known
 from qedge.job.personalisation import Personalisation
@@ -46,7 +45,7 @@ class TrainingJob(Part):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise explain(error, TrainingJob, "job", PRIVACY_PARAMETERS) from None
 
     @field_validator("aggregation")
     @classmethod
@@ -164,34 +163,3 @@ class TrainingJob(Part):
         """The job as JSON values that `parse` reads back equal."""
         values: dict[str, JsonValue] = self.model_dump(mode="json")
         return values | {"privacy": values["privacy"] or "none"}
-
-
-_BRANCHES = {"float", "str", "int", "constrained-float", "constrained-str"}  # how pydantic marks the arm of a union in a place
-
-
-def _explain(error: ValidationError) -> Refused:
-    """What is wrong, as our own typed error: an unknown key first, since it is often why another is missing."""
-    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-    where = [str(step) for step in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(TrainingJob, where[:-1])
-        parent = ".".join(where[:-1]) or "job"
-        return UnknownKey(f"{parent}: unknown key '{where[-1]}'; {nearest(where[-1], known)}", given=where[-1])
-    place = ".".join(step for step in where if step not in _BRANCHES)
-    if first["type"] == "missing":
-        hint = "; write 'privacy: none' for a run without privacy" if place == "privacy" else ""
-        return InvalidJob(f"'{place}' is missing{hint}", missing=place)
-    if first["type"] == "model_type":
-        accepted = ", ".join(_fields_at(TrainingJob, where)) + (", or 'none'" if place == "privacy" else "")
-        return InvalidJob(f"{place}: must be a mapping with the keys {accepted}; given: {first['input']!r}", place=place)
-    message = first["msg"].removeprefix("Value error, ")
-    kind = InvalidPrivacy if place in PRIVACY_PARAMETERS else InvalidJob
-    return kind(f"{place}: {message[0].lower()}{message[1:]}; given: {first['input']!r}", place=place)
-
-
-def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
-    for step in steps:
-        annotation = model.model_fields[step].annotation
-        kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)
