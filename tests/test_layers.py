@@ -40,6 +40,7 @@ ROWS = {
     "config": PLAN,
     "job": PLAN,
     "federated": ROUND,
+    "analytics": ROUND,
     "registry": RECORDS,
     "recovery": RECORDS,
     "runs": RUNS,

@@ -118,14 +118,19 @@ def _load_built_in(data: Data, seed: int) -> Federation:
     if isinstance(data.test, str):
         raise DataError(f"data.test: '{data.source}' has no file of test rows; accepted: a share between 0 and 1", given=data.test)
     known = built_in.read(data.source)
+    raw = deal_built_in(data, known, seed)
+    center, spread = _affine(list(known.ranges.values()))
+    schema = Schema(tuple(known.ranges), known.vocabulary, "given", center, spread, labels_declared=True)
+    return _federation(data, schema, raw, _rows_messages(raw, schema), seed)
+
+
+def deal_built_in(data: Data, known: built_in.BuiltIn, seed: int) -> Raw:
+    """The rows of a built-in data set, unscaled, dealt to its synthetic clients."""
     partition = data.partition or Partition()
     owner = built_in.deal(known.labels, partition.clients, partition.dirichlet, np.random.default_rng(seed))
     width = len(str(partition.clients - 1))
     clients = tuple(f"client-{k:0{width}d}" for k in range(partition.clients))
-    raw = Raw(known.features, known.labels, owner, clients).grouped()
-    center, spread = _affine(list(known.ranges.values()))
-    schema = Schema(tuple(known.ranges), known.vocabulary, "given", center, spread, labels_declared=True)
-    return _federation(data, schema, raw, _rows_messages(raw, schema), seed)
+    return Raw(known.features, known.labels, owner, clients).grouped()
 
 
 def _load_table(data: Data, path: Path, seed: int) -> Federation:
