@@ -163,7 +163,7 @@ def test_starting_loads_nothing_heavy(code: str) -> None:
 def test_the_public_names_are_all_importable() -> None:
     script = "import qedge; print(*[getattr(qedge, name).__name__ for name in qedge.__all__])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.stdout.split() == ["TrainingJob", "TrainingResult", "train"], run.stderr
+    assert run.stdout.split() == ["Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "train"], run.stderr
 
 
 def test_no_module_is_longer_than_450_lines() -> None:

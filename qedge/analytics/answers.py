@@ -20,9 +20,9 @@ from qedge.job.query import title
 from qedge.job.statistics import Count, Histogram, Mean, Quantile, Statistic, Sum, Variance
 
 COVERS = (
-    f"Each interval by itself holds the true value with a chance of {CONFIDENCE:.0%} at least, over the noise of the release and of rounding. "
-    "The true value is that of these clients, of the rows that count (each client's first, up to the cap), with values clipped to the "
-    "range. Sampling error is not included: how these clients may differ from others."
+    f"Each interval by itself holds the true value with a chance of {CONFIDENCE:.0%} at least, over the noise of the release and of "
+    "rounding. The true value is that of these clients, of the rows that count (each client's first, up to the cap), with values clipped "
+    "to the range. Sampling error is not included: how these clients may differ from others."
 )
 _EACH_OF_TWO = 2.241403  # standard deviations that hold 97.5 %: two such intervals hold together with 95 % at least
 
@@ -69,6 +69,7 @@ class Answer:
     def plain(self) -> dict[str, JsonValue]:
         """As JSON values."""
         return {
+            "title": self.title,
             "statistic": self.asked,
             "estimates": [asdict(one) for one in self.estimates],
             "noise_std_rows": self.deviation,
@@ -78,12 +79,11 @@ class Answer:
 
 def read_off(encoder: Encoder, total: npt.NDArray[np.int64], variance: int, clients: int) -> dict[Measurement, Measured]:
     """What a released sum says, measurement by measurement. variance: of its noise, in grid units squared, 0 without."""
-    return {
-        scale.measurement: Measured(
-            part * encoder.step(scale), math.sqrt(variance + (clients / 4 if encoder.rounds(scale) else 0)) * encoder.step(scale)
-        )
-        for scale, part in encoder.split(total)
-    }
+    found = {}
+    for scale, part in encoder.split(total):
+        step, of_rounding = encoder.step(scale), clients / 4 if encoder.rounds(scale) else 0.0
+        found[scale.measurement] = Measured(part.astype(np.float64) * step, math.sqrt(variance + of_rounding) * step)
+    return found
 
 
 def answer(statistic: Statistic, found: Mapping[Measurement, Measured], hunt: Hunt | None = None) -> Answer:
@@ -94,7 +94,7 @@ def answer(statistic: Statistic, found: Mapping[Measurement, Measured], hunt: Hu
     else:
         estimates = tuple(_estimates(statistic, found, measured))
         deviation = max(one.deviation for one in measured)
-        note = _NOTES.get(type(statistic), "")
+        note = _NOTES.get(type(statistic), "") if deviation or isinstance(statistic, Quantile) else ""
     return Answer(title(statistic), statistic.model_dump(mode="json"), estimates, deviation, note)
 
 
@@ -173,8 +173,8 @@ def _hunted(hunt: Hunt) -> tuple[tuple[Estimate, ...], float, str]:
     pairs = sorted(zip(hunt.found, hunt.counts or (), strict=True), key=lambda pair: -pair[1].value)
     estimates = tuple(_estimate(_text(value, hunt.statistic.length), count) for value, count in pairs)
     note = (
-        f"what fewer than about {max(hunt.thresholds):.4g} rows have may be missed; the chance that anything is found which nobody has is at "
-        f"most {hunt.statistic.false_positive:g}"
+        f"a value that fewer than about {max(hunt.thresholds):.4g} rows have may be missed; the chance that anything is found which nobody "
+        f"has is at most {hunt.statistic.false_positive:g}"
     )
     return estimates, pairs[0][1].deviation if pairs else 0.0, note
 

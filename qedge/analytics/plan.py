@@ -162,8 +162,8 @@ def _charge(shares: Sequence[Fraction], nanos: int, order: int, privacy: QueryPr
     multiplier = math.sqrt(order * NANO / (2 * nanos)) if nanos > 0 else math.inf
     if multiplier > math.sqrt(MAX_VARIANCE) / len(shares):
         raise InvalidPrivacy(
-            f"privacy.epsilon is {privacy.epsilon}: too small for what is asked, at delta {privacy.delta}; accepted: a larger one, or a query "
-            "for less",
+            f"privacy.epsilon is {privacy.epsilon}: too small for what is asked, at delta {privacy.delta}; accepted: a larger one, or "
+            "fewer statistics",
             given=privacy.epsilon,
         )
     bounds = bounds_of(shares, multiplier, _DEVIATION)
