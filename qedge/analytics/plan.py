@@ -161,9 +161,10 @@ def read_plan(values: dict[str, JsonValue]) -> QueryPlan:
 def _charge(shares: Sequence[Fraction], nanos: int, order: int, privacy: QueryPrivacy) -> Charge:
     multiplier = math.sqrt(order * NANO / (2 * nanos)) if nanos > 0 else math.inf
     if multiplier > math.sqrt(MAX_VARIANCE) / len(shares):
+        least = epsilon_of(1, order, privacy.delta)
         raise InvalidPrivacy(
-            f"privacy.epsilon is {privacy.epsilon}: too small for what is asked, at delta {privacy.delta}; accepted: a larger one, or "
-            "fewer statistics",
+            f"privacy.epsilon is {privacy.epsilon}: too small for what is asked, at delta {privacy.delta} and the scope's order {order}; "
+            f"accepted: well above {least:.4g}, or fewer statistics",
             given=privacy.epsilon,
         )
     bounds = bounds_of(shares, multiplier, _DEVIATION)

@@ -108,6 +108,7 @@ _KINDS: dict[str, type[Statistic]] = {
     "heavy-hitters": HeavyHitters,
 }
 KINDS = tuple(_KINDS)
+_QUANTILES = {"median": "quantiles: [0.5]", "min": "a low quantile", "max": "a high quantile"}
 
 
 def read_statistic(given: object) -> Statistic:
@@ -122,7 +123,8 @@ def read_statistic(given: object) -> Statistic:
         raise InvalidJob(f"statistics: each is a mapping with a 'kind' ({', '.join(KINDS)}); given: {given!r}")
     kind = given["kind"]
     if kind not in KINDS:
-        raise UnknownKey(f"statistics: unknown kind '{kind}'; {nearest(str(kind), KINDS)}", given=kind)
+        hint = f"ask for 'kind: quantile', {_QUANTILES[kind]}" if kind in tuple(_QUANTILES) else nearest(str(kind), KINDS)
+        raise UnknownKey(f"statistics: unknown kind '{kind}'; {hint}", given=kind)
     try:
         return _KINDS[kind](**{str(key): value for key, value in given.items()})
     except ValidationError as error:
