@@ -68,16 +68,17 @@ def train(context: Context, job: str | None, resume: str | None, backend: str, *
 @click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the answers: .json all of it, .csv the numbers.")
 def query(context: Context, query: str | None, resume: str | None, backend: str, output: Path | None) -> Facts:
     """Ask all clients for the statistics of a YAML file: counts, means, histograms, quantiles, heavy hitters."""
-    from qedge.answers_file import refuse_answers_file, write_answers_file
     from qedge.display import RunDisplay, show_statistics
     from qedge.errors import InvalidJob
     from qedge.job import Query
+    from qedge.output_file import refuse_output
+    from qedge.runs.answers_file import FORMATS, write_answers_file
     from qedge.runs.query import query as run_query
 
     if (query is None) == (resume is None):
         raise InvalidJob("give either a query file or --resume RUN")
     if output is not None:
-        refuse_answers_file(output)
+        refuse_output(output, FORMATS)
     asked = Query.load(query) if query else None
     display = RunDisplay(context.console)
     try:

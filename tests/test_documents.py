@@ -79,8 +79,27 @@ def _phones(folder: Path) -> list[str]:
     return [str(row[-1]) for row in rows]
 
 
+def test_the_query_of_the_readme_is_answered(tmp_path: Path):
+    """400 phones; the chance that noise takes the number of rows, or the median, out of these bounds is below 1e-9."""
+    (tmp_path / "stats.yaml").write_text(YAML[1])
+    draw = random.Random(0)
+    with (tmp_path / "vitals.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["phone", "heart_rate", "activity", "app"])
+        for row in range(400 * 30):
+            writer.writerow([f"phone-{row % 400}", draw.gauss(80, 8), draw.choice(["rest", "walk"]), draw.choice(["maps", "mail"])])
+    command = [sys.executable, "-m", "qedge", "query", "stats.yaml", "--backend", "serial", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    values = {(one["title"], number["of"]): number["value"] for one in answer["answers"] for number in one["estimates"]}
+    assert abs(values["count", "rows"] - 12_000) < 6_000
+    assert 60 < values["quantile heart_rate", "quantile 0.5"] < 100
+    assert answer["epsilon"] <= 1
+
+
 def test_the_readmes_search_goes_with_its_job_where_that_is_evaluated_on_public_rows():
-    job, search = map(yaml.safe_load, YAML)
+    job, _, search = map(yaml.safe_load, YAML)
     job["data"]["evaluation"] = "public"
     assert SearchJob.parse(job | search).search.trials == 8
 
