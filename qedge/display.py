@@ -34,6 +34,7 @@ PHASES = {
     "waiting": "waiting for CPUs of the cluster",
     "training": "training",
     "counting": "asking the clients",
+    "scaling": "asking the clients for means and standard deviations",
     "evaluating": "evaluating",
     "exporting": "exporting the model, signing its receipt",
     "publishing": "publishing to the registry",

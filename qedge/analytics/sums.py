@@ -46,5 +46,9 @@ def noised_sum(sums: VectorSums, encoder: Encoder, variance: int, source: NoiseS
     Raises:
         RoundFailed: as `VectorSums.vector_sum`.
     """
-    exact = sums.vector_sum(encoder, deadline_s)
+    return noised(sums.vector_sum(encoder, deadline_s), variance, source)
+
+
+def noised(exact: Integers, variance: int, source: NoiseSource) -> Integers:
+    """A sum with discrete Gaussian noise on every coordinate, [dimensions] int64; with a variance of 0 as it is."""
     return exact + DiscreteGaussian(variance).sample(len(exact), source) if variance else exact

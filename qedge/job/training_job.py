@@ -70,6 +70,8 @@ class TrainingJob(Part):
                 "privacy.clipping: a bound that follows a 'quantile' changes the grid, and cyclic sampling mixes rounds on one grid; "
                 "accepted: a fixed bound, or another sampling"
             )
+        if self.data.scale == "private" and self.privacy is None:
+            raise InvalidJob("data: 'scale: private' spends a privacy budget, and this job has 'privacy: none'; accepted: given, local")
         if self.rollback is not None and not self.evaluated_each_round:
             raise InvalidJob("rollback: needs rows that every round is evaluated on; accepted: 'data.test' and, under privacy, public ones")
         if self.personalisation is not None:

@@ -123,6 +123,7 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
         rounds=job.rounds,
         per_round=guarantee.per_round,
         final=guarantee.evaluation,
+        first=guarantee.scaling.cost if guarantee.scaling else None,
         participation=f"{_pattern(job, guarantee)} terms={terms_digest(folder)}",
     )
     opening = Opening(job.privacy.epsilon, job.privacy.delta, guarantee.order)
