@@ -255,9 +255,9 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
     if guarantee is not None and guarantee.scaling is not None:
         scaling = guarantee.scaling
         note = (
-            f"means and standard deviations, once before training; noise of variance {scaling.variance} on {scaling.dimensions} numbers, "
+            f"means and standard deviations, once before training: {scaling.dimensions} numbers of squared sensitivity "
+            f"{scaling.sensitivity_squared} in all, with noise of variance {scaling.variance}"
         )
-        note += f"squared sensitivity {scaling.sensitivity_squared}, release 0 of the run; in the epsilon above"
         uses.append(receipt.Use(what="standardisation", covered="charged", note=note))
     if isinstance(data.test, str):
         uses.append(receipt.Use(what="evaluation", covered="public by declaration", note="a file of public rows"))
