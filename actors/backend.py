@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -10,15 +11,19 @@ from types import TracebackType
 import ray
 from ray.actor import ActorHandle
 
+from actors.client_sums import RaySums
 from actors.client_workers import LOST
 from actors.cluster import Connection, connect
 from actors.coordinator import CoordinatorActor
 from actors.nodes import HEAD, refuse_off_head
+from actors.reservation import give_back, reserve
 from actors.session import NAMESPACE
 from qedge.config import Settings
+from qedge.data.client_columns import ClientColumns
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase
 from qedge.federated.run_folder import Json, RunFolder, mapping
+from qedge.runs.query import carry_out_query
 
 _GOING_S = 30.0
 
@@ -70,6 +75,21 @@ class RayBackend:
         if news.error is not None:
             raise news.error
         return news.result
+
+    def query(self, run: str, on_event: Callable[[Event], None]) -> Json:
+        """See `qedge.runs.training.Backend.query`: a query is short, so this process coordinates it; its actors end with it."""
+        if self.connection is None:
+            on_event(Phase(run, "starting"))
+            self.connection = connect(self.settings, start=True)
+        reservation = f"query-{run}-{secrets.token_hex(4)}"
+
+        def sums(columns: ClientColumns) -> RaySums:
+            return RaySums(columns, reserve(reservation, lambda: on_event(Phase(run, "waiting"))))
+
+        try:
+            return carry_out_query(run, self.settings, sums, on_event)
+        finally:
+            give_back(reservation)
 
     def _coordinator(self, run: str) -> ActorHandle:
         """The coordinator of a run under way; a new one where there is none, or where the one there is only tells of an earlier end."""

@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qedge.job import TrainingJob
+    from qedge.job import Query, TrainingJob
+    from qedge.runs.query import QueryResult, query
     from qedge.runs.training import TrainingResult, train
 
-__all__ = ["TrainingJob", "TrainingResult", "train"]
+__all__ = ["Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "train"]
 __version__ = "0.1.0"
 
-_HOME = {"TrainingJob": "qedge.job", "TrainingResult": "qedge.runs.training", "train": "qedge.runs.training"}
+_HOME = {
+    "Query": "qedge.job",
+    "QueryResult": "qedge.runs.query",
+    "TrainingJob": "qedge.job",
+    "TrainingResult": "qedge.runs.training",
+    "query": "qedge.runs.query",
+    "train": "qedge.runs.training",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -62,6 +62,39 @@ def train(context: Context, job: str | None, resume: str | None, backend: str, *
 
 
 @command(main)
+@click.argument("query", required=False, type=click.Path())
+@click.option("--resume", metavar="RUN", help="Go on with a query that was cut off.")
+@click.option("--backend", default="ray", show_default=True, help="ray, or serial: this process, no Ray.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the answers: .json all of it, .csv the numbers.")
+def query(context: Context, query: str | None, resume: str | None, backend: str, output: Path | None) -> Facts:
+    """Ask all clients for the statistics of a YAML file: counts, means, histograms, quantiles, heavy hitters."""
+    from qedge.display import RunDisplay, show_statistics
+    from qedge.errors import InvalidJob
+    from qedge.job import Query
+    from qedge.output_file import refuse_output
+    from qedge.runs.answers_file import FORMATS, write_answers_file
+    from qedge.runs.query import query as run_query
+
+    if (query is None) == (resume is None):
+        raise InvalidJob("give either a query file or --resume RUN")
+    if output is not None:
+        refuse_output(output, FORMATS)
+    asked = Query.load(query) if query else None
+    display = RunDisplay(context.console)
+    try:
+        with display:
+            result = run_query(asked, resume=resume, backend=backend, settings=context.settings, on_event=display.show)
+    except (KeyboardInterrupt, QEdgeError) as error:
+        if display.run and not isinstance(error, Refused):
+            click.echo(f"go on with: {how_to_go_on(display.run, context.settings.home, 'query')}", err=True)
+        raise
+    show_statistics(context.console, result)
+    if output is not None:
+        write_answers_file(output, result)
+    return result.plain() | ({"output": str(output)} if output else {})
+
+
+@command(main)
 @click.argument("job", required=False, type=click.Path())
 @click.option("--resume", metavar="SEARCH", help="Go on with a search that was cut off.")
 @click.option("--seed", type=click.IntRange(0), help="Draw other values than search.seed says.")
@@ -177,7 +210,8 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
 def _run_row(folder: RunFolder) -> Facts:
     result = folder.read("result.json")
     status = str(result["status"]) if result else "unfinished"
-    return {"run": folder.run, "status": status, "rounds": len(folder.metrics_by_round()), "of": folder.job().rounds}
+    planned = (folder.read("record.json") or {}).get("rounds") if folder.is_query else folder.job().rounds
+    return {"run": folder.run, "status": status, "rounds": len(folder.metrics_by_round()), "of": planned}
 
 
 @command(main)

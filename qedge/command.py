@@ -121,9 +121,9 @@ def listening(function: Callable[..., Facts]) -> Callable[..., Facts]:
     return click.option("--port", type=click.IntRange(1, 65535), help="Port the endpoint listens on (default 8000).")(named)
 
 
-def how_to_go_on(run: str, home: Path) -> str:
+def how_to_go_on(run: str, home: Path, command: str = "train") -> str:
     """What to type to go on with a run that was interrupted."""
-    return shlex.join(["qedge", "train", "--resume", run, "--home", str(home)])
+    return shlex.join(["qedge", command, "--resume", run, "--home", str(home)])
 
 
 def _tell(error: dict[str, object], as_json: bool) -> None:

@@ -23,6 +23,7 @@ from qedge.uncertainty import plus_minus
 
 if TYPE_CHECKING:
     from qedge.prediction import Answers
+    from qedge.runs.query import QueryResult
     from qedge.runs.training import TrainingResult
 
 ROWS_SHOWN = 20
@@ -32,6 +33,8 @@ PHASES = {
     "starting": "starting Ray",
     "waiting": "waiting for CPUs of the cluster",
     "training": "training",
+    "counting": "asking the clients",
+    "scaling": "asking the clients for means and standard deviations",
     "evaluating": "evaluating",
     "exporting": "exporting the model, signing its receipt",
     "publishing": "publishing to the registry",
@@ -197,6 +200,17 @@ def show_result(console: Console, result: TrainingResult) -> None:
     facts(console, "done", shown)
     if result.version is None:
         console.print("  the registry does not answer; the model is kept and will be published by `qedge runs --publish`")
+
+
+def show_statistics(console: Console, result: QueryResult) -> None:
+    """Print the numbers of a query with their intervals, what these cover, and what it cost."""
+    rows = [(line.statistic, line.of, number(line.value), f"{number(line.low)} to {number(line.high)}") for line in result.lines()]
+    table(console, "answers", ("statistic", "of", "value", "interval, 95 %"), rows)
+    console.print(result.intervals, highlight=False)
+    shown: dict[str, object] = {"run": result.run_id, "clients": result.clients, "rows a client, at most": result.statement["max_rows"]}
+    if result.epsilon is not None:
+        shown |= {"epsilon": number(result.epsilon), "delta": result.delta, "against": result.statement["adversary"]}
+    facts(console, "answered", shown)
 
 
 def show_profile(console: Console, profile: Mapping[str, float]) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from qedge import output_file
 from qedge.data import tables
 from qedge.data.federation import fingerprints, load, standardised
 from qedge.errors import DataError, InvalidRequest
@@ -89,10 +89,7 @@ def refuse_output(path: Path) -> None:
     Raises:
         InvalidRequest: an ending that says no known format, or a place where no file can be made.
     """
-    if path.suffix.lower() not in _WRITERS:
-        raise InvalidRequest(f"--output {path}: '{path.suffix}' is no known format; accepted: {', '.join(_WRITERS)}", given=str(path))
-    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InvalidRequest(f"--output {path}: no file can be written there; give one in a folder that is there", given=str(path))
+    output_file.refuse_output(path, _WRITERS)
 
 
 def write_answers(path: Path, answers: Answers) -> None:

@@ -18,7 +18,10 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+from qedge import train
+from qedge.audit.receipt import FILE, Receipt
 from qedge.cli import main
+from qedge.config import load
 from qedge.job import TrainingJob
 from qedge.job.search_space import SearchJob
 from tests.readme_tables import README, render
@@ -79,10 +82,44 @@ def _phones(folder: Path) -> list[str]:
     return [str(row[-1]) for row in rows]
 
 
+def test_the_query_of_the_readme_is_answered(tmp_path: Path):
+    """400 phones; the chance that noise takes the number of rows, or the median, out of these bounds is below 1e-9."""
+    (tmp_path / "stats.yaml").write_text(next(body for body in YAML if "statistics:" in body))
+    draw = random.Random(0)
+    with (tmp_path / "vitals.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["phone", "heart_rate", "activity", "app"])
+        for row in range(400 * 30):
+            writer.writerow([f"phone-{row % 400}", draw.gauss(80, 8), draw.choice(["rest", "walk"]), draw.choice(["maps", "mail"])])
+    command = [sys.executable, "-m", "qedge", "query", "stats.yaml", "--backend", "serial", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    values = {(one["title"], number["of"]): number["value"] for one in answer["answers"] for number in one["estimates"]}
+    assert abs(values["count", "rows"] - 12_000) < 6_000
+    assert 60 < values["quantile heart_rate", "quantile 0.5"] < 100
+    assert answer["epsilon"] <= 1
+
+
 def test_the_readmes_search_goes_with_its_job_where_that_is_evaluated_on_public_rows():
-    job, search = map(yaml.safe_load, YAML)
+    job, search = yaml.safe_load(YAML[0]), _block("search")
     job["data"]["evaluation"] = "public"
     assert SearchJob.parse(job | search).search.trials == 8
+
+
+@pytest.mark.slow
+def test_the_readmes_secure_sums_go_with_its_job_where_that_is_evaluated_on_public_rows(tmp_path: Path):
+    _phones(tmp_path)
+    job = yaml.safe_load(YAML[0]) | _block("secure_aggregation")
+    job["data"] |= {"evaluation": "public", "source": str(tmp_path / "activity.csv")}
+    result = train(TrainingJob.parse(job), backend="serial", settings=load(home=tmp_path / "home", environ={}))
+    receipt = Receipt.read(tmp_path / "home" / "runs" / result.run_id / "model" / FILE)
+    assert [one.adversary for one in receipt.guarantees] == ["server", "colluding participants", "released model"]
+
+
+def _block(key: str) -> dict[str, object]:
+    """The README's block that has this key."""
+    return next(block for block in map(yaml.safe_load, YAML) if key in block)
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ ROWS = {
     "job": PLAN,
     "secure_aggregation.groups": PLAN,  # which thresholds protect, a job is asked before anything is computed
     "federated": ROUND,
+    "analytics": ROUND,
     "registry": RECORDS,
     "recovery": RECORDS,
     "runs": RUNS,
@@ -163,7 +164,7 @@ def test_starting_loads_nothing_heavy(code: str) -> None:
 def test_the_public_names_are_all_importable() -> None:
     script = "import qedge; print(*[getattr(qedge, name).__name__ for name in qedge.__all__])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
-    assert run.stdout.split() == ["TrainingJob", "TrainingResult", "train"], run.stderr
+    assert run.stdout.split() == ["Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "train"], run.stderr
 
 
 def test_no_module_is_longer_than_450_lines() -> None:

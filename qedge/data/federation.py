@@ -76,8 +76,10 @@ class Federation:
         return self.train.of(k)
 
 
-def load(data: Data, seed: int) -> Federation:
+def load(data: Data, seed: int, affine: Affine | None = None) -> Federation:
     """The federation that `data` describes. `seed` draws the partition of a built-in data set and the test share, nothing else.
+
+    affine: center and spread, float32 [F] each, of rows whose scale is private, once they were released; until then rows are as they are.
 
     Raises:
         DataNotFound: a file, column or range that is not there. UnknownKey: a range for a feature that is not there.
@@ -90,7 +92,7 @@ def load(data: Data, seed: int) -> Federation:
     if data.built_in:
         return _load_built_in(data, seed)
     path = Path(data.source).expanduser()
-    return _load_index(data, path, seed) if is_index(path) else _load_table(data, path, seed)
+    return _load_index(data, path, seed, affine) if is_index(path) else _load_table(data, path, seed, affine)
 
 
 def default_scope(data: Data) -> str:
@@ -118,17 +120,22 @@ def _load_built_in(data: Data, seed: int) -> Federation:
     if isinstance(data.test, str):
         raise DataError(f"data.test: '{data.source}' has no file of test rows; accepted: a share between 0 and 1", given=data.test)
     known = built_in.read(data.source)
-    partition = data.partition or Partition()
-    owner = built_in.deal(known.labels, partition.clients, partition.dirichlet, np.random.default_rng(seed))
-    width = len(str(partition.clients - 1))
-    clients = tuple(f"client-{k:0{width}d}" for k in range(partition.clients))
-    raw = Raw(known.features, known.labels, owner, clients).grouped()
+    raw = deal_built_in(data, known, seed)
     center, spread = _affine(list(known.ranges.values()))
     schema = Schema(tuple(known.ranges), known.vocabulary, "given", center, spread, labels_declared=True)
     return _federation(data, schema, raw, _rows_messages(raw, schema), seed)
 
 
-def _load_table(data: Data, path: Path, seed: int) -> Federation:
+def deal_built_in(data: Data, known: built_in.BuiltIn, seed: int) -> Raw:
+    """The rows of a built-in data set, unscaled, dealt to its synthetic clients."""
+    partition = data.partition or Partition()
+    owner = built_in.deal(known.labels, partition.clients, partition.dirichlet, np.random.default_rng(seed))
+    width = len(str(partition.clients - 1))
+    clients = tuple(f"client-{k:0{width}d}" for k in range(partition.clients))
+    return Raw(known.features, known.labels, owner, clients).grouped()
+
+
+def _load_table(data: Data, path: Path, seed: int, affine: Affine | None) -> Federation:
     if not path.exists() and path.suffix == "":
         raise DataNotFound(f"'{data.source}' is neither a file nor a built-in data set; {nearest(path.name, BUILT_IN)}", source=data.source)
     if data.client is None or data.label is None:
@@ -140,7 +147,7 @@ def _load_table(data: Data, path: Path, seed: int) -> Federation:
     owner, clients = tables.client_ids(table, data.client)
     places, vocabulary = tables.labels(table, data.label, declared)
     names = tables.feature_names(table, {data.client, data.label, *data.drop})
-    schema = _schema(data, names, vocabulary)
+    schema = _schema(data, names, vocabulary, affine)
     order = np.argsort(owner, kind="stable")
     features = np.empty((table.num_rows, len(names)), np.float32)
     fill(lambda: features, table, names, order)
@@ -152,14 +159,14 @@ def _load_table(data: Data, path: Path, seed: int) -> Federation:
     return _federation(data, schema, raw, messages, seed)
 
 
-def _load_index(data: Data, path: Path, seed: int) -> Federation:
+def _load_index(data: Data, path: Path, seed: int, affine: Affine | None) -> Federation:
     index = Index(path)
     made_of = index.manifest
     _refuse_others(data, made_of)
     data = data.model_copy(update={"client": made_of.client, "label": made_of.label})
     declared = _declared(data.labels)
     places, vocabulary = tables.among(_as_declared(made_of, declared), declared, made_of.label)
-    schema = _schema(data, made_of.features, vocabulary)
+    schema = _schema(data, made_of.features, vocabulary, affine)
     train, test, test_unscaled = open_rows(index, places, _treatment(data, schema, seed))
     if isinstance(data.test, str):
         test, test_unscaled = _public_rows(data, schema)
@@ -199,9 +206,13 @@ def _as_declared(made_of: Manifest, declared: tables.Labels | None) -> tables.La
     return tuple(map(str, made_of.labels))
 
 
-def _schema(data: Data, names: tuple[str, ...], vocabulary: tables.Labels) -> Schema:
-    ranges = [(0.0, 1.0)] * len(names) if data.ranges is None else _declared_ranges(data.ranges, names)
-    return Schema(names, vocabulary, data.scale, *_affine(ranges), labels_declared=data.labels is not None)
+def _schema(data: Data, names: tuple[str, ...], vocabulary: tables.Labels, affine: Affine | None) -> Schema:
+    unscaled = [(0.0, 1.0)] * len(names)
+    ranges = unscaled if data.ranges is None else _declared_ranges(data.ranges, names)
+    if data.scale != "private":
+        return Schema(names, vocabulary, data.scale, *_affine(ranges), labels_declared=data.labels is not None)
+    scale: Scale = "none" if affine is None else "given"
+    return Schema(names, vocabulary, scale, *(affine or _affine(unscaled)), labels_declared=data.labels is not None)
 
 
 def _rows_messages(raw: Raw, schema: Schema) -> tuple[bytes, ...]:

@@ -181,7 +181,7 @@ def client_ids(table: pa.Table, name: str) -> tuple[npt.NDArray[np.int64], tuple
     Raises:
         DataNotFound: no such column. InvalidValue: it is neither text nor whole numbers, or rows have no client.
     """
-    indices, values = _categories(column(table, name, "client column"), name, "client column")
+    indices, values = categories(column(table, name, "client column"), name, "client column")
     texts = [str(value) for value in values]
     clients = tuple(sorted(texts))
     return _places(texts, clients)[indices], clients
@@ -196,7 +196,7 @@ def labels(table: pa.Table, name: str, declared: Labels | None) -> tuple[npt.NDA
         DataNotFound: no such column. InvalidValue: it is neither text nor whole numbers, or rows have no label.
         LabelMismatch: fewer than two labels, or a label that is not declared.
     """
-    indices, values = _categories(column(table, name, "label column"), name, "label column")
+    indices, values = categories(column(table, name, "label column"), name, "label column")
     places, vocabulary = among(values, declared, name)
     return places[indices], vocabulary
 
@@ -229,8 +229,12 @@ def _places(values: Sequence[str | int], vocabulary: Sequence[str | int]) -> npt
     return np.array([place[value] for value in values], np.int64)
 
 
-def _categories(values: pa.ChunkedArray, name: str, role: str) -> tuple[npt.NDArray[np.int64], list[str] | list[int]]:
-    """Distinct values, text or integers, and for every row the index of its own."""
+def categories(values: pa.ChunkedArray, name: str, role: str) -> tuple[npt.NDArray[np.int64], list[str] | list[int]]:
+    """For every row the index of its value, int64 [rows], and the distinct values: text, or whole numbers.
+
+    Raises:
+        InvalidValue: it is neither, or is empty in some rows.
+    """
     kind = values.type
     accepted = f"{role} '{name}' must hold text or whole numbers"
     try:

@@ -34,6 +34,7 @@ from qedge.federated.profile import Profile
 from qedge.federated.release import Mechanism, build_mechanism
 from qedge.federated.rollback import BestModel
 from qedge.federated.run_folder import RunFolder, data_digest, recorded_guarantee, terms_digest
+from qedge.federated.scaling import released_scaling
 from qedge.federated.secure_sum import SecureSum, secure_sum
 from qedge.federated.selection.drawing import expected_cohort
 from qedge.federated.traffic import Traffic
@@ -67,13 +68,15 @@ class Coordinator:
         self.job = folder.job()
         self.key = folder.key()
         self.guarantee = recorded_guarantee(folder)
+        record = folder.read("record.json") or {}
         self.federation = load_data(self.job.data, self.job.seed)
+        self.epoch = self._take_over(str(record.get("data")))
+        self._scale()
         self.expected = expected_cohort(self.job.cohort, len(self.federation.clients))
         schema = self.federation.schema
         self.module = build(self.job.model, len(schema.features), len(schema.labels), self.job.seed)
         self.algorithm = ALGORITHMS[self.job.algorithm.kind]
         self.ahead = WriteAhead(folder.releases, lambda message: records.keys.mac("release", message))
-        record = folder.read("record.json") or {}
         replaced = folder.read("kernel.json")
         spec = ClientSpec(
             model=self.job.model,
@@ -96,7 +99,6 @@ class Coordinator:
         self.traffic = traffic.metrics(self.job.algorithm.buffer or self.expected)
         self.mechanism: Mechanism | None = None
         self.scope = str(record["scope"]) if record.get("scope") else None
-        self.epoch = self._take_over(str(record.get("data")))
         self.secure = secure_sum(self.job, folder.run, self.key, self.epoch, len(parameters_vector(self.module)), self.guarantee)
         self.left = self._left()
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
@@ -202,6 +204,14 @@ class Coordinator:
         if self.guarantee is None or f"terms={terms_digest(self.folder)}" not in plan.participation:
             raise CheckpointTampered(f"run {run}: its job, record or key is not the one that the ledger holds a plan for", run=run)
         return ledger.take_over(run)
+
+    def _scale(self) -> None:
+        """Have rows whose scale is private scaled by what the run has released, or releases here, of their means and deviations."""
+        if self.guarantee is None or self.guarantee.scaling is None:
+            return
+        self.on_event(Phase(self.folder.run, "scaling"))
+        affine = released_scaling(self.folder, self.records, self.federation, self.guarantee.scaling, self.epoch, self.noise)
+        self.federation = load_data(self.job.data, self.job.seed, affine)
 
     def _check_kernel(self, kernel: str) -> None:
         """Have a kernel that differs from the oracle on some worker's processor replaced by the oracle on all, and put that on record."""

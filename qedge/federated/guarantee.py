@@ -14,11 +14,13 @@ from fractions import Fraction
 
 from pydantic import JsonValue
 
+from qedge.analytics.encoding import bounds_of
 from qedge.errors import InvalidPrivacy
 from qedge.federated.selection.drawing import expected_cohort
 from qedge.job import Privacy, SecureAggregation, TrainingJob
 from qedge.privacy import banded
 from qedge.privacy.accounting import (
+    NANO,
     Calibration,
     RenyiCost,
     allowance,
@@ -40,7 +42,26 @@ EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each o
 _UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
 _MOST_BANDS = 32  # as many exact sums have to be kept; more gain little
 WRAPS = 1e-9  # chance a round, at most, that noise takes a secure sum out of its ring
+_SCALING_DEVIATION = 1 << 14  # of its noise in grid units, roughly: rounding is lost in it up to millions of clients
 _EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The release before training, under `scale: private`. See `qedge.analytics.averages`.
+
+    bound: what a client moves a coordinate by at most; dimensions: two for each feature; variance: of the noise, in units squared.
+    """
+
+    bound: int
+    dimensions: int
+    variance: int
+    cost: RenyiCost
+
+    @property
+    def sensitivity_squared(self) -> int:
+        """The largest squared norm of what one client sends."""
+        return self.dimensions * self.bound**2
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,7 @@ class Guarantee:
     count_weight: int = 0
     strategy: tuple[int, ...] = ()
     separation: int = 0
+    scaling: Scaling | None = None
     share: NoiseShare | None = None
     honest: int = 0
     opened: tuple[int, int] = (0, 0)
@@ -90,11 +112,13 @@ class Guarantee:
         if self.share is not None:  # each of the shares that are counted on may be off by as much
             return self.share.total_variation * self.length * self.rounds * self.honest
         whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds
-        return whole + (2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
+        whole += 2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0
+        return whole + (self.scaling.dimensions * DiscreteGaussian(self.scaling.variance).total_variation if self.scaling else 0.0)
 
     def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
-        """What so many rounds spend, with the evaluation or without."""
+        """What so many rounds spend, and what comes before the first; with the evaluation or without."""
         cost = self._first(rounds) if self.strategy and rounds < self.rounds else self.per_round * rounds
+        cost = cost + self.scaling.cost if self.scaling else cost
         return cost + self.evaluation if evaluated and self.evaluation else cost
 
     def _first(self, rounds: int) -> RenyiCost:
@@ -104,7 +128,7 @@ class Guarantee:
 
     def epsilon(self, rounds: int, *, evaluated: bool = False) -> float:
         """Of the released models after so many rounds, at the scope's order."""
-        if rounds == 0:
+        if rounds == 0 and self.scaling is None:
             return 0.0
         return epsilon_of(self.cost(rounds, evaluated=evaluated).at(self.order), self.order, self.delta)
 
@@ -119,6 +143,7 @@ class Guarantee:
         once = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0)
         unsampled = self.per_round * self.rounds if self.strategy else once * self.rounds
         whole = unsampled + self.evaluation if self.evaluation else unsampled
+        whole = whole + self.scaling.cost if self.scaling else whole
         bound = best_order(whole, self.delta)[1] * 1.001 + 0.01
         try:  # what inexact sampling takes of delta at `bound` is more than it takes below
             epsilon = best_order(whole, exact_delta(self.delta, bound, self.total_variation))[1]
@@ -147,7 +172,10 @@ class Guarantee:
 
     def plain(self) -> dict[str, JsonValue]:
         """What is put on record and read back by `read`; numbers that are not integers as decimal strings."""
-        return {
+        scaling: dict[str, JsonValue] = {}
+        if self.scaling is not None:
+            scaling = {"scaling": {**vars(self.scaling), "cost": list(self.scaling.cost.nanos)}}
+        return scaling | {
             "bound": repr(self.grid.bound),
             "params": self.grid.params,
             "sensitivity_squared": self.sensitivity_squared,
@@ -186,7 +214,8 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
         raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/clients = {1 / clients:.3g}", given=privacy.delta)
     grid = Grid(privacy.clipping.bound, params)
     evaluated = job.data.test is not None and charged_evaluation(job)
-    share = 1 - _EVALUATION_SHARE if evaluated else 1.0
+    scaled = job.data.scale_epsilon if job.data.scale == "private" else 0.0
+    share = 1 - (_EVALUATION_SHARE if evaluated else 0.0) - scaled
     if job.secure_aggregation is not None:
         guarantee = _shared(job, privacy, grid, job.secure_aggregation, order)
     elif job.cohort.period is not None:
@@ -198,9 +227,22 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
         variance = evaluation_variance(left, guarantee.order, EVALUATION_SENSITIVITY_SQUARED)
         evaluation = sampled_gaussian(EVALUATION_SENSITIVITY_SQUARED, variance, 1.0)
         guarantee = replace(guarantee, evaluation=evaluation, evaluation_variance=variance)
+    if scaled:
+        guarantee = replace(guarantee, scaling=_scaling(guarantee, 2 * len(job.data.ranges or {}), scaled / share))
     if not guarantee.is_exact_at(privacy.epsilon):
         raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
     return guarantee
+
+
+def _scaling(guarantee: Guarantee, dimensions: int, of_rounds: float) -> Scaling:
+    """The least noise for the release before training. of_rounds: what it may cost, as a share of all rounds."""
+    nanos = math.floor(Fraction(of_rounds) * guarantee.per_round.at(guarantee.order) * guarantee.rounds)
+    if nanos < 1:
+        raise InvalidPrivacy("privacy.epsilon leaves nothing for 'scale: private'; accepted: a larger one, or 'scale: given'")
+    multiplier = math.sqrt(guarantee.order * NANO / (2 * nanos))
+    bound = bounds_of([Fraction(1)] * dimensions, multiplier, _SCALING_DEVIATION)[0]
+    variance = evaluation_variance(nanos, guarantee.order, dimensions * bound**2)
+    return Scaling(bound, dimensions, variance, sampled_gaussian(dimensions * bound**2, variance, 1.0))
 
 
 def _sampled(job: TrainingJob, privacy: Privacy, grid: Grid, expected: float, share: float, order: int | None) -> Guarantee:
@@ -328,12 +370,20 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         honest=int(str(values["honest"])),
         opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
         ring_bits=int(str(values["ring_bits"])),
+        scaling=_read_scaling(values.get("scaling")),
     )
 
 
 def charged_evaluation(job: TrainingJob) -> bool:
     """Whether clients' held-out rows are private: then they are looked at once, at the end, by noisy counts."""
     return job.privacy is not None and job.data.evaluation != "public" and not isinstance(job.data.test, str)
+
+
+def _read_scaling(values: JsonValue) -> Scaling | None:
+    if not isinstance(values, dict):
+        return None
+    bound, dimensions, variance = (int(str(values[name])) for name in ("bound", "dimensions", "variance"))
+    return Scaling(bound, dimensions, variance, _cost(values["cost"]))
 
 
 def _cost(values: JsonValue) -> RenyiCost:

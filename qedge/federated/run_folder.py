@@ -1,7 +1,7 @@
 """The folder of one run: where each of its files lies, and how its plain ones are written and read.
 
 runs/<run>/                 0700
-  job.json                  the job as it was asked for
+  job.json                  the job as it was asked for; of a query: query.json
   record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
   secret.key                the run's key, 0600 (cohorts, batches, rounding)
   releases.wal              noised sums not yet covered by the checkpoint
@@ -26,12 +26,13 @@ from qedge.audit.canonical import digest
 from qedge.errors import CheckpointTampered, UnknownRun, nearest
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.randomness import RunKey
-from qedge.job import TrainingJob
+from qedge.job import Query, TrainingJob
 from qedge.security.keys import Keys
 from qedge.storage import storage_errors, sync_folder, write_atomically
 
 Json = dict[str, JsonValue]
 KEY_BYTES = 32
+JOB, QUERY = "job.json", "query.json"
 
 
 class RunFolder:
@@ -46,15 +47,15 @@ class RunFolder:
         self.model = self.path / "model"
 
     @classmethod
-    def create(cls, home: Path, job: TrainingJob) -> RunFolder:
-        """A new folder with the job and the key in it: `<name>-<time>-<random>`; hidden until `settle`, as it is not whole yet."""
+    def create(cls, home: Path, job: TrainingJob | Query) -> RunFolder:
+        """A new folder with what is asked and the key in it: `<name>-<time>-<random>`; hidden until `settle`, as it is not whole yet."""
         run = f"{job.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
         folder = cls(home, run)
         folder.path = home / "runs" / f".{run}"
         folder.path.mkdir(mode=0o700)
         key = RunKey.from_seed(job.seed) if job.privacy is None else RunKey(secrets.token_bytes(KEY_BYTES))
         write_atomically(folder.path / "secret.key", key.secret)
-        folder.write("job.json", job.plain())
+        folder.write(JOB if isinstance(job, TrainingJob) else QUERY, job.plain())
         return folder
 
     @classmethod
@@ -65,7 +66,7 @@ class RunFolder:
             UnknownRun: there is none; the message offers the nearest.
         """
         folder = cls(home, run)
-        if not (folder.path / "job.json").exists():
+        if not (folder.path / JOB).exists() and not folder.is_query:
             raise UnknownRun(f"no run '{run}' under {home / 'runs'}; {nearest(run, run_ids(home)) or 'there are none'}", run=run)
         return folder
 
@@ -81,9 +82,34 @@ class RunFolder:
         """Delete the folder of a run that was refused before it began."""
         shutil.rmtree(self.path)
 
+    @property
+    def is_query(self) -> bool:
+        """Whether it asks for statistics, and trains nothing."""
+        return (self.path / QUERY).exists()
+
     def job(self) -> TrainingJob:
-        """The job that was asked for."""
-        return TrainingJob.parse(self.read("job.json"))
+        """The job that was asked for.
+
+        Raises:
+            UnknownRun: it is a query.
+        """
+        if self.is_query:
+            raise UnknownRun(f"run '{self.run}' is a query and trains nothing; go on with it by `qedge query --resume`", run=self.run)
+        return TrainingJob.parse(self.read(JOB))
+
+    def query(self) -> Query:
+        """The query that was asked.
+
+        Raises:
+            UnknownRun: it is a training job.
+        """
+        if not self.is_query:
+            raise UnknownRun(f"run '{self.run}' trains a model; go on with it by `qedge train --resume`", run=self.run)
+        return Query.parse(self.read(QUERY))
+
+    def asked(self) -> Json | None:
+        """The job or the query, as it was put on record."""
+        return self.read(QUERY if self.is_query else JOB)
 
     def key(self) -> RunKey:
         """The run's key.
@@ -160,7 +186,7 @@ def terms_digest(folder: RunFolder) -> str:
     The ledger's plan names it, so none of the three can be changed afterwards.
     """
     key = folder.key().derive("terms").secret.hex()
-    return digest({"job": repr(folder.read("job.json")), "record": repr(folder.read("record.json")), "key": key})
+    return digest({"job": repr(folder.asked()), "record": repr(folder.read("record.json")), "key": key})
 
 
 def data_digest(prints: frozenset[str], keys: Keys) -> str:
@@ -183,5 +209,5 @@ def mapping(value: JsonValue) -> Json:
 
 def run_ids(home: Path) -> list[str]:
     """All runs of a home, oldest first."""
-    folders = [path for path in (home / "runs").glob("[!.]*") if (path / "job.json").exists()]
-    return [path.name for path in sorted(folders, key=lambda path: (path / "job.json").stat().st_mtime_ns)]
+    asked = [path for name in (JOB, QUERY) for path in (home / "runs").glob(f"[!.]*/{name}")]
+    return [path.parent.name for path in sorted(asked, key=lambda path: path.stat().st_mtime_ns)]

@@ -6,6 +6,7 @@ from qedge.job.data import BUILT_IN, Data, Partition
 from qedge.job.model import Model
 from qedge.job.personalisation import Personalisation
 from qedge.job.privacy import Clipping, Privacy
+from qedge.job.query import Query
 from qedge.job.rollback import Rollback
 from qedge.job.secure_aggregation import SecureAggregation
 from qedge.job.training_job import TrainingJob
@@ -20,6 +21,7 @@ __all__ = [
     "Partition",
     "Personalisation",
     "Privacy",
+    "Query",
     "Rollback",
     "SecureAggregation",
     "TrainingJob",

@@ -31,10 +31,14 @@ class Data(Part):
     label: str | None = Field(default=None, description="column to predict")
     drop: tuple[str, ...] = Field(default=(), description="columns that are not features")
     test: Share | FileName | None = Field(default=None, description="share of each client's rows, or a file of public rows")
-    scale: Literal["none", "local", "given"] = Field(
-        default="none", description="none | local (each client's own) | given (declared ranges)"
+    scale: Literal["none", "local", "given", "private"] = Field(
+        default="none",
+        description="none | local (each client's own) | given (declared ranges) | private (all clients', asked for under privacy)",
     )
-    ranges: dict[str, tuple[float, float]] | None = Field(default=None, description="for scale: given, the public range of each feature")
+    ranges: dict[str, tuple[float, float]] | None = Field(
+        default=None, description="for scale: given or private, the public range of each feature"
+    )
+    scale_epsilon: float = Field(default=0.1, gt=0, le=0.5, description="for scale: private, its share of the job's privacy budget")
     labels: tuple[str | int, ...] | None = Field(default=None, description="the label set, public by this declaration")
     evaluation: Literal["public", "charged"] | None = Field(default=None, description="default under privacy: charged, once, at the end")
     partition: Partition | None = None
@@ -60,8 +64,10 @@ class Data(Part):
                 raise InvalidJob(f"data: '{both.pop()}' is needed and cannot be dropped; 'client' and 'label' are never features")
             if self.partition is not None:
                 raise InvalidJob("data: 'partition' is for built-in data sets; a table is split by its client column")
-        if (self.scale == "given") != (self.ranges is not None):
-            raise InvalidJob("data: 'scale: given' and 'ranges: {feature: [low, high]}' go together")
+        if (self.scale in ("given", "private")) != (self.ranges is not None):
+            raise InvalidJob("data: 'scale: given' or 'private' and 'ranges: {feature: [low, high]}' go together")
+        if self.scale != "private" and self.scale_epsilon != Data.model_fields["scale_epsilon"].default:
+            raise InvalidJob("data: 'scale_epsilon' is what 'scale: private' may spend; leave it out")
         if self.ranges and (bad := [name for name, (low, high) in self.ranges.items() if not low < high]):
             raise InvalidJob(f"data: the range of '{bad[0]}' must be [low, high] with low < high")
         if self.labels is not None:

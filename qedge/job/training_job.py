@@ -6,17 +6,16 @@ and this version does not carry out are refused as `NotInThisVersion`.
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from qedge.errors import InvalidJob, InvalidPrivacy, PrivacyError, Refused, UnknownKey, nearest
+from qedge.errors import InvalidJob, PrivacyError
 from qedge.job.algorithm import Algorithm
 from qedge.job.cohort import INFORMED, Cohort
 from qedge.job.data import BUILT_IN, Data
+from qedge.job.explanation import explain
 from qedge.job.model import Model
 from qedge.job.part import NOW, Part, known
 from qedge.job.personalisation import Personalisation
@@ -48,7 +47,7 @@ class TrainingJob(Part):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise _explain(error) from None
+            raise explain(error, TrainingJob, "job", PRIVACY_PARAMETERS) from None
 
     @field_validator("aggregation")
     @classmethod
@@ -73,6 +72,8 @@ class TrainingJob(Part):
                 "privacy.clipping: a bound that follows a 'quantile' changes the grid, and cyclic sampling mixes rounds on one grid; "
                 "accepted: a fixed bound, or another sampling"
             )
+        if self.data.scale == "private" and self.privacy is None:
+            raise InvalidJob("data: 'scale: private' spends a privacy budget, and this job has 'privacy: none'; accepted: given, local")
         if self.rollback is not None and not self.evaluated_each_round:
             raise InvalidJob("rollback: needs rows that every round is evaluated on; accepted: 'data.test' and, under privacy, public ones")
         if self.personalisation is not None:
@@ -136,6 +137,7 @@ class TrainingJob(Part):
                 "cohort: 'cyclic' noise spans rounds; accepted: 'uniform'",
             ),
             (self.personalisation is not None, "personalisation: is measured client by client"),
+            (self.data.scale == "private", "data: the noise on 'scale: private' is the coordinator's; accepted: given, local, none"),
             (held_out, "data: held-out rows are evaluated outside of sums; accepted: 'evaluation: public', or a file of public rows"),
         )
         for holds, reason in refused:
@@ -210,34 +212,3 @@ class TrainingJob(Part):
         """The job as JSON values that `parse` reads back equal."""
         values: dict[str, JsonValue] = self.model_dump(mode="json")
         return values | {"privacy": values["privacy"] or "none"}
-
-
-_BRANCHES = {"float", "str", "int", "constrained-float", "constrained-str"}  # how pydantic marks the arm of a union in a place
-
-
-def _explain(error: ValidationError) -> Refused:
-    """What is wrong, as our own typed error: an unknown key first, since it is often why another is missing."""
-    first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-    where = [str(step) for step in first["loc"]]
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(TrainingJob, where[:-1])
-        parent = ".".join(where[:-1]) or "job"
-        return UnknownKey(f"{parent}: unknown key '{where[-1]}'; {nearest(where[-1], known)}", given=where[-1])
-    place = ".".join(step for step in where if step not in _BRANCHES)
-    if first["type"] == "missing":
-        hint = "; write 'privacy: none' for a run without privacy" if place == "privacy" else ""
-        return InvalidJob(f"'{place}' is missing{hint}", missing=place)
-    if first["type"] == "model_type":
-        accepted = ", ".join(_fields_at(TrainingJob, where)) + (", or 'none'" if place == "privacy" else "")
-        return InvalidJob(f"{place}: must be a mapping with the keys {accepted}; given: {first['input']!r}", place=place)
-    message = first["msg"].removeprefix("Value error, ")
-    kind = InvalidPrivacy if place in PRIVACY_PARAMETERS else InvalidJob
-    return kind(f"{place}: {message[0].lower()}{message[1:]}; given: {first['input']!r}", place=place)
-
-
-def _fields_at(model: type[BaseModel], steps: list[str]) -> list[str]:
-    for step in steps:
-        annotation = model.model_fields[step].annotation
-        kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return list(model.model_fields)

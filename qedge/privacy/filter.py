@@ -119,8 +119,8 @@ def refuse_over_budget(scope: Scope, plan: Plan) -> None:
     if plan.cost.at(scope.order) <= left:
         return
     each = plan.per_round.at(scope.order)
-    final = plan.final.at(scope.order) if plan.final else 0
-    fit = max(0, (left - final) // each) if each else 0
+    others = sum(cost.at(scope.order) for cost in (plan.first, plan.final) if cost)
+    fit = max(0, (left - others) // each) if each else 0
     most = most_epsilon(scope)
     offer = (
         f"a new job may ask privacy.epsilon {rounded_down(most)} at most; with this plan's noise, {fit} of its rounds would fit"

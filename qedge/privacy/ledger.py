@@ -246,7 +246,7 @@ class Ledger:
             self._run(run, epoch)
 
     def commit(self, run: str, round: int, digest: str, epoch: int) -> None:
-        """Charge one release, before anything else sees it: rounds are 1 to `rounds`, the plan's `final` is rounds + 1.
+        """Charge one release, before anything else sees it: rounds are 1 to `rounds`, the plan's `first` is 0, its `final` rounds + 1.
 
         The same digest again changes nothing. The audit log repeats it with the next change, or when `repeat_in_log` is called:
         what is charged is on disk here, so a round need not wait for a second file.
@@ -261,9 +261,9 @@ class Ledger:
                 if known != digest:
                     raise Fenced(f"round {round} of run '{run}' was released with another digest", run=run, round=round)
                 return
-            last = found.plan.rounds + (found.plan.final is not None)
-            if not 1 <= round <= last:
-                raise PrivacyError(f"run '{run}' holds releases 1 to {last}; given {round}", run=run, round=round)
+            held = found.plan.releases
+            if round not in held:
+                raise PrivacyError(f"run '{run}' holds releases {held[0]} to {held[-1]}; given {round}", run=run, round=round)
             if found.closed:
                 raise PrivacyError(f"run '{run}' is closed: it can release nothing more", run=run)
             record("commit", {"scope": found.plan.scope, "run": run, "round": round, "digest": digest, "epoch": epoch})

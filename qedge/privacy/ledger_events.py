@@ -19,7 +19,7 @@ from qedge.security.keys import Keys
 
 DOMAIN = "ledger"
 _FIELDS = {"seq", "time", "actor", "kind", "facts", "log", "previous"}
-_LONG = {"per_round", "final"}
+_LONG = {"per_round", "final", "first"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run may release: `rounds` times `per_round`, and `final` once. participation: e.g. "poisson q=0.25"."""
+    """All that a run may release: `rounds` times `per_round`; before them `first` and after them `final`, once each, where there are such.
+
+    participation: e.g. "poisson q=0.25".
+    """
 
     run: str
     scope: str
@@ -100,22 +103,30 @@ class Plan:
     per_round: RenyiCost
     final: RenyiCost | None
     participation: str
+    first: RenyiCost | None = None
+
+    @property
+    def releases(self) -> range:
+        """The numbers of all that it may release: rounds from 1, `first` is 0, `final` is rounds + 1."""
+        return range(0 if self.first else 1, self.rounds + 1 + (self.final is not None))
 
     @property
     def cost(self) -> RenyiCost:
         """Of the whole plan."""
-        return self.part(range(1, self.rounds + 1 + (self.final is not None)))
+        return self.part(self.releases)
 
     def part(self, releases: range | set[int]) -> RenyiCost:
-        """Of these releases: rounds are numbered from 1, `final` is number rounds + 1."""
-        last = self.rounds + 1 in releases
-        cost = self.per_round * (len(releases) - last)
-        return cost + self.final if last and self.final else cost
+        """Of these releases, some of its own."""
+        begun, ended = 0 in releases, self.rounds + 1 in releases
+        cost = self.per_round * (len(releases) - begun - ended)
+        cost = cost + self.first if begun and self.first else cost
+        return cost + self.final if ended and self.final else cost
 
     def plain(self) -> dict[str, JsonValue]:
         """As the facts of an event."""
         final: list[JsonValue] | None = [*self.final.to_list()] if self.final else None
-        return {
+        first: dict[str, JsonValue] = {"first": [*self.first.to_list()]} if self.first else {}
+        return first | {
             "run": self.run,
             "scope": self.scope,
             "rounds": self.rounds,
@@ -166,8 +177,7 @@ class Run:
 
     def left(self) -> RenyiCost:
         """What the plan has not released."""
-        rest = set(range(1, self.plan.rounds + 1 + (self.plan.final is not None))) - self.releases.keys()
-        return self.plan.part(rest)
+        return self.plan.part(set(self.plan.releases) - self.releases.keys())
 
 
 @dataclass
@@ -218,6 +228,7 @@ class Books:
             per_round=_cost(facts["per_round"]),
             final=_cost(facts["final"]) if facts["final"] is not None else None,
             participation=str(facts["participation"]),
+            first=_cost(facts["first"]) if "first" in facts else None,
         )
         if plan.run in self.runs:
             raise ValueError(f"run '{plan.run}' holds a plan already")

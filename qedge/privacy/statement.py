@@ -63,11 +63,14 @@ def _what(event: Event, books: Books) -> str:
 def _step(event: Event, books: Books) -> str:
     """What a run did with its plan."""
     facts, run = event.facts, books.runs[str(event.run)]
-    rounds = run.plan.rounds
+    rounds, last = run.plan.rounds, "all other statistics" if run.plan.participation.startswith("query") else "an evaluation"
     if event.kind == "hold":
-        return f"{rounds} rounds{' and an evaluation' if run.plan.final else ''} held"
+        parts = [*(["scaling"] if run.plan.first else []), f"{rounds} rounds", *([last] if run.plan.final else [])]
+        return f"{' and '.join(parts)} held"
     if event.kind == "take-over":
         return f"coordinator {facts['epoch']} takes over"
     if event.kind == "close":
         return f"closed, the rest {'given back' if run.given_back else 'held for good'}"
-    return f"round {facts['round']} of {rounds}" if facts["round"] != rounds + 1 else "evaluation"
+    if facts["round"] == 0:
+        return "scaling"
+    return f"round {facts['round']} of {rounds}" if facts["round"] != rounds + 1 else last.removeprefix("an ")

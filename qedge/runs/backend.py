@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from qedge.analytics.sums import LocalSums
 from qedge.config import Settings
 from qedge.data.federation import Rows
 from qedge.errors import Diverged, Failed, Refused
@@ -17,6 +18,7 @@ from qedge.federated.workers import LocalWorkers
 from qedge.records import Records
 from qedge.registry.publisher import Publisher
 from qedge.runs.completion import complete, record_failure
+from qedge.runs.query import carry_out_query
 from qedge.storage import locked
 
 PUBLISH_TIMEOUT_S = 120.0
@@ -72,6 +74,10 @@ class SerialBackend:
     def run(self, run: str, on_event: Callable[[Event], None]) -> Json:
         """See `training.Backend.run`."""
         return carry_out(run, self.settings, local_workers, on_event)
+
+    def query(self, run: str, on_event: Callable[[Event], None]) -> Json:
+        """See `training.Backend.query`."""
+        return carry_out_query(run, self.settings, LocalSums, on_event)
 
 
 def local_workers(spec: ClientSpec, train: Rows, test: Rows | None) -> LocalWorkers:

@@ -153,6 +153,7 @@ def _card(coordinator: Coordinator) -> bytes:
     told = {
         "none": "send features as they are in the table",
         "given": "send features as they are in the table; the graph scales them by the declared ranges",
+        "private": "send features as they are in the table; the graph scales them by means and deviations that were asked for privately",
         "local": "standardise each feature by your own rows' mean and standard deviation before you send it",
     }
     return canonical(
@@ -163,7 +164,7 @@ def _card(coordinator: Coordinator) -> bytes:
             "features": list(schema.features),
             "labels": list(schema.labels),
             "scale": schema.scale,
-            "input": told[schema.scale],
+            "input": told[job.data.scale if job.data.scale == "private" else schema.scale],
         }
     )
 
@@ -280,7 +281,8 @@ def _against_the_roster(epsilon: float, delta: str) -> receipt.Guarantee:
 def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[receipt.Use, ...]:
     """Every use of private rows, and what covers it (design rule: nothing is left unsaid)."""
     job, data = coordinator.job, coordinator.job.data
-    private = coordinator.guarantee is not None
+    guarantee = coordinator.guarantee
+    private = guarantee is not None
     source, covered = _labels(coordinator)
     uses = [
         receipt.Use(what="training", covered="charged" if private else "NOT COVERED"),
@@ -293,6 +295,13 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
         uses.append(receipt.Use(what="facts about clients", covered="public by declaration", note=Path(job.cohort.facts).name))
     if data.scale == "local":
         uses.append(receipt.Use(what="standardisation", covered="local", note="by each client's own rows"))
+    if guarantee is not None and guarantee.scaling is not None:
+        scaling = guarantee.scaling
+        note = (
+            f"means and standard deviations, once before training: {scaling.dimensions} numbers of squared sensitivity "
+            f"{scaling.sensitivity_squared} in all, with noise of variance {scaling.variance}"
+        )
+        uses.append(receipt.Use(what="standardisation", covered="charged", note=note))
     if isinstance(data.test, str):
         uses.append(receipt.Use(what="evaluation", covered="public by declaration", note="a file of public rows"))
     elif data.test is not None and charged_evaluation(job):

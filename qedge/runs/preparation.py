@@ -27,10 +27,11 @@ from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, te
 from qedge.federated.selection.client_facts import client_facts
 from qedge.federated.selection.drawing import expected_cohort
 from qedge.federated.workers import chunk_size
-from qedge.job import TrainingJob
+from qedge.job import Privacy, TrainingJob
+from qedge.job.query import Query, QueryPrivacy
 from qedge.kernels.choice import choose_kernel
 from qedge.models import build, parameters_vector, refuse_if_not_private
-from qedge.privacy.ledger import Opening, Plan
+from qedge.privacy.ledger import Opening, Plan, Scope
 from qedge.records import Records
 
 _VERSIONS = ("qedge", "torch", "numpy", "ray", "onnxruntime", "mlflow")
@@ -71,7 +72,7 @@ def prepare(job: TrainingJob, settings: Settings, search: Json | None = None) ->
         prints = _prints(federation, records)
         scope, guarantee = _terms(job, federation, params, prints, records, settings)
         folder = RunFolder.create(settings.home, job)
-        folder.write("run.json", _description(folder.run, job, time.time_ns() // 1_000_000))
+        folder.write("run.json", description(folder.run, job, time.time_ns() // 1_000_000))
         record = _record(job, federation, params, chunk, kernel, scope, guarantee)
         folder.write("record.json", record | {"data": data_digest(prints, records.keys)} | ({"search": search} if search else {}))
         folder = folder.settle()
@@ -97,7 +98,7 @@ def reopen(run: str, settings: Settings) -> RunFolder:
     job, records = folder.job(), Records.open(settings.home)
     began = folder.read("run.json") or {}
     # Made again from the job, which the ledger's plan names by its digest: what the registry shows is what was asked for.
-    folder.write("run.json", _description(run, job, int(str(began.get("created_ms", time.time_ns() // 1_000_000)))))
+    folder.write("run.json", description(run, job, int(str(began.get("created_ms", time.time_ns() // 1_000_000)))))
     hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
     records.log.append("run.resumed", run=run)
     return folder
@@ -122,6 +123,7 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
         rounds=job.rounds,
         per_round=guarantee.per_round,
         final=guarantee.evaluation,
+        first=guarantee.scaling.cost if guarantee.scaling else None,
         participation=f"{_pattern(job, guarantee)} terms={terms_digest(folder)}",
     )
     opening = Opening(job.privacy.epsilon, job.privacy.delta, guarantee.order)
@@ -142,25 +144,38 @@ def _terms(
     if job.privacy is None:
         records.ledger.refuse_without_privacy(prints)
         return None, None
-    name = job.privacy.budget or default_scope(job.data)
-    scope = records.ledger.find(prints, job.privacy.budget)
+    name, scope = scope_to_charge(job.privacy, default_scope(job.data), len(federation.clients), prints, records, settings)
+    guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
+    return name, guarantee
+
+
+def scope_to_charge(
+    privacy: Privacy | QueryPrivacy, default: str, clients: int, prints: frozenset[str], records: Records, settings: Settings
+) -> tuple[str, Scope | None]:
+    """The name of the scope that data with these fingerprints charge, and the scope, or None where it is to be opened.
+
+    Raises:
+        UnknownScope: it would have to be opened, and the settings say who may. InvalidPrivacy: its delta is not the job's to have.
+        ScopeConflict: the data belong to another, or to several.
+    """
+    name = privacy.budget or default
+    scope = records.ledger.find(prints, privacy.budget)
     if scope is None:
         scope = next((known for known in records.ledger.scopes() if known.name == name), None)
     if scope is None and not settings.ledger.open_by_job:
         raise UnknownScope(
-            f"no budget for these data; first: qedge budget set {name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}",
+            f"no budget for these data; first: qedge budget set {name} --epsilon {privacy.epsilon:g} --delta {privacy.delta:g}",
             scope=name,
         )
-    if scope is not None and (scope.delta > job.privacy.delta or scope.delta >= 1 / len(federation.clients)):
+    if scope is not None and (scope.delta > privacy.delta or scope.delta >= 1 / clients):
         raise InvalidPrivacy(
-            f"scope '{scope.name}' counts at delta {scope.delta}; accepted here: at most the job's {job.privacy.delta}, below 1/clients",
+            f"scope '{scope.name}' counts at delta {scope.delta}; accepted here: at most the job's {privacy.delta}, below 1/clients",
             scope=scope.name,
         )
-    guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
-    return scope.name if scope else name, guarantee
+    return (scope.name if scope else name), scope
 
 
-def _description(run: str, job: TrainingJob, created_ms: int) -> Json:
+def description(run: str, job: TrainingJob | Query, created_ms: int) -> Json:
     """What the registry shows of the run from its first round on: every parameter of the job by its dotted name."""
     return {
         "run_id": run,
@@ -193,8 +208,13 @@ def _record(
         "guarantee": guarantee.plain() if guarantee else None,
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "versions": versions(),
     }
+
+
+def versions() -> Json:
+    """Of what computes, for the record."""
+    return {name: importlib.metadata.version(name) for name in _VERSIONS}
 
 
 def _refuse_if_not_exportable(module: torch.nn.Module, federation: Federation) -> None:

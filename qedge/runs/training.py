@@ -70,6 +70,9 @@ class Backend(Protocol):
     def run(self, run: str, on_event: Callable[[Event], None]) -> Json:
         """The run's result, as in its `result.json`; raises what the run raised."""
 
+    def query(self, run: str, on_event: Callable[[Event], None]) -> Json:
+        """The same for a query."""
+
 
 def train(
     job: TrainingJob | None = None,
@@ -99,14 +102,19 @@ def train(
     begun = time.perf_counter()
     if (job is None) == (resume is None):
         raise InvalidConfig("train takes either a job or resume=RUN")
-    with _backend(backend)(settings) as runner:
+    with find_backend(backend)(settings) as runner:
         on_event(Phase(job.name if job else str(resume), "preparing"))
         folder = prepare(job, settings) if job else reopen(str(resume), settings)
         result = folder.finished() or runner.run(folder.run, on_event)
     return _result(folder, mapping(result["summary"]), time.perf_counter() - begun)
 
 
-def _backend(name: str) -> Callable[[Settings], Backend]:
+def find_backend(name: str) -> Callable[[Settings], Backend]:
+    """What makes a backend of that name.
+
+    Raises:
+        InvalidConfig: there is none.
+    """
     known = {point.name: point for point in importlib.metadata.entry_points(group="qedge.backends")}
     if name not in known:
         raise InvalidConfig(f"unknown backend '{name}'; {nearest(name, known)}", given=name)

@@ -59,8 +59,16 @@ def flat(nanos: int) -> RenyiCost:
     return RenyiCost((nanos,) * len(ORDERS))
 
 
-def plan(run: str, rounds: int = 4, *, scope: str = "digits", per_round: RenyiCost = ROUND, final: RenyiCost | None = None) -> Plan:
-    return Plan(run, scope, rounds, per_round, final, "poisson q=0.25")
+def plan(
+    run: str,
+    rounds: int = 4,
+    *,
+    scope: str = "digits",
+    per_round: RenyiCost = ROUND,
+    final: RenyiCost | None = None,
+    first: RenyiCost | None = None,
+) -> Plan:
+    return Plan(run, scope, rounds, per_round, final, "poisson q=0.25", first)
 
 
 def open_ledger(home: Path) -> Ledger:
@@ -362,16 +370,18 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.set_budget("digits", epsilon=epsilon, delta=DELTA, order=ORDER, actor="ann")
         self.cap = allowance(epsilon, DELTA, ORDER)
 
-    @rule(rounds=st.integers(1, 5), each=st.integers(0, 10**9), final=st.none() | st.integers(0, 10**9))
-    def hold(self, rounds: int, each: int, final: int | None) -> None:
-        name = f"r{len(self.runs)}"
-        asked = plan(name, rounds, per_round=flat(each), final=None if final is None else flat(final))
-        if self.held() + self.committed() + rounds * each + (final or 0) > self.cap:
+    @rule(rounds=st.integers(1, 5), each=st.integers(0, 10**9), others=st.tuples(*[st.none() | st.integers(0, 10**9)] * 2))
+    def hold(self, rounds: int, each: int, others: tuple[int | None, int | None]) -> None:
+        name, (first, final) = f"r{len(self.runs)}", others
+        ends = {end: None if cost is None else flat(cost) for end, cost in (("first", first), ("final", final))}
+        asked = plan(name, rounds, per_round=flat(each), **ends)
+        if self.held() + self.committed() + rounds * each + (first or 0) + (final or 0) > self.cap:
             with pytest.raises(BudgetExceeded):
                 self.ledger.hold(asked, prints("a"), opening=None)
         else:
             self.ledger.hold(asked, prints("a"), opening=None)
-            costs = dict.fromkeys(range(1, rounds + 1), each) | ({} if final is None else {rounds + 1: final})
+            costs = dict.fromkeys(range(1, rounds + 1), each)
+            costs |= {number: cost for number, cost in ((0, first), (rounds + 1, final)) if cost is not None}
             self.runs[name] = {"costs": costs, "done": {}, "epoch": 0, "closed": False, "back": False}
 
     @precondition(lambda self: getattr(self, "runs", None))

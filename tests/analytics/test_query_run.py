@@ -1,0 +1,259 @@
+"""A whole query in one process: what it refuses, what it charges, and that a cut at any point costs nothing twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qedge import query, train
+from qedge.analytics.sums import LocalSums
+from qedge.config import Settings
+from qedge.data import built_in
+from qedge.errors import BudgetExceeded, CheckpointTampered, Fenced, InvalidConfig, InvalidPrivacy, ScopeConflict, UnknownRun, UnknownScope
+from qedge.federated.run_folder import RunFolder, run_ids
+from qedge.job import TrainingJob
+from qedge.privacy.statement import statement
+from qedge.records import Records
+from qedge.runs.query_preparation import prepare_query, recorded_plan, reopen_query
+from qedge.runs.querying import Inquiry, complete_query
+from tests.analytics.populations import query_of
+
+ALCOHOL = {"column": "alcohol", "range": [10, 16]}
+STATISTICS = [
+    {"kind": "count"},
+    {"kind": "mean", **ALCOHOL},
+    {"kind": "variance", **ALCOHOL},
+    {"kind": "histogram", "column": "label", "categories": ["class_0", "class_1"]},
+    {"kind": "quantile", **ALCOHOL, "quantiles": [0.5], "depth": 5},
+    {"kind": "heavy-hitters", "column": "label", "length": 7},
+]
+
+
+class Cut(Exception):
+    """A coordinator stopped dead, at a point that the test chose."""
+
+
+def _inquiry(settings: Settings, folder: RunFolder, records: Records | None = None) -> Inquiry:
+    return Inquiry(folder, records or Records.open(settings.home), LocalSums)
+
+
+def test_without_privacy_the_answers_are_those_of_the_rows_and_the_ledger_has_it_on_record(settings: Settings):
+    known = built_in.read("wine")
+    alcohol = known.features[:, 0].astype(np.float64)
+    result = query(query_of(*STATISTICS, privacy="none", max_rows=178), backend="serial", settings=settings)
+    values = {(line.statistic, line.of): line.value for line in result.lines()}
+    assert values["count", "rows"] == 178
+    assert values["mean alcohol", "mean"] == pytest.approx(alcohol.mean(), abs=1e-7)
+    assert values["variance alcohol", "variance"] == pytest.approx(alcohol.var(), abs=1e-7)
+    counts = np.bincount(known.labels).tolist()
+    assert [values["histogram label", of] for of in ("class_0", "class_1", "none of these")] == counts
+    assert abs(values["quantile alcohol", "quantile 0.5"] - np.median(alcohol)) <= 6 / 2**5
+    assert values["heavy-hitters label", "class_1…"] == counts[1]
+    assert (result.epsilon, result.delta, result.statement["privacy"]) == (None, None, "none")
+    records = Records.open(settings.home)
+    assert [event.kind for event in records.ledger.history()] == ["without-privacy"]
+    assert result.run_id in {event.run for event in records.ledger.history()}
+
+
+def test_the_cap_on_rows_holds_without_privacy_too(settings: Settings):
+    values = [query(query_of(privacy="none", max_rows=most), backend="serial", settings=settings).lines()[0].value for most in (1, 2, 178)]
+    assert values[0] < values[1] < values[2] == 178
+    assert values[0] <= 40
+
+
+def test_a_private_query_is_held_whole_and_charged_round_by_round(settings: Settings):
+    result = query(query_of(*STATISTICS), backend="serial", settings=settings)
+    records = Records.open(settings.home)
+    plan, released = records.ledger.plan(result.run_id), records.ledger.releases(result.run_id)
+    assert plan.rounds == 8
+    assert plan.final is not None
+    assert 9 in released
+    assert set(released) <= set(range(1, 10))
+    scope = records.ledger.scope("wine")
+    assert scope.spent == pytest.approx(result.epsilon)
+    assert result.epsilon <= 8
+    assert not any(scope.held.nanos)
+    assert [entry.event for entry in records.log.entries() if entry.event.startswith("query.")] == ["query.prepared", "query.answered"]
+    said = [line.what for line in statement(records.ledger.history())]
+    assert "8 rounds and all other statistics held" in said
+    assert "all other statistics" in said
+    folder = RunFolder.open(settings.home, result.run_id)
+    assert folder.read("published.json")["done"] is True
+    assert not folder.releases.exists()
+    assert folder.read("result.json")["answers"] == result.answers
+
+
+def test_the_result_says_what_it_cost_and_what_is_public_by_declaration(settings: Settings):
+    result = query(query_of(*STATISTICS), backend="serial", settings=settings)
+    told = json.loads(json.dumps(result.plain()))["statement"]
+    assert {"epsilon", "delta", "adversary", "max_rows", "public_by_declaration", "unit", "relation", "releases"} <= told.keys()
+    for release in told["releases"]:
+        assert release["noise_multiplier"] == pytest.approx(release["noise_std"] / release["sensitivity"])
+        assert release["sensitivity"] ** 2 == pytest.approx(release["sensitivity_squared"])
+    assert "Sampling error is not included" in result.intervals
+
+
+def test_all_rounds_cost_what_was_planned_when_none_is_left_out(settings: Settings):
+    result = query(query_of({"kind": "count"}, {"kind": "mean", **ALCOHOL}), backend="serial", settings=settings)
+    plan = recorded_plan(RunFolder.open(settings.home, result.run_id))
+    assert result.epsilon == pytest.approx(plan.epsilon)
+    assert result.epsilon == pytest.approx(8, rel=1e-3)
+
+
+def test_a_query_that_does_not_fit_is_refused_before_anything_is_computed(settings: Settings):
+    query(query_of(privacy={"epsilon": 3, "delta": 1e-3}), backend="serial", settings=settings)
+    before = Records.open(settings.home).ledger.head()
+    with pytest.raises(BudgetExceeded):
+        query(query_of(*STATISTICS, privacy={"epsilon": 2, "delta": 1e-3}), backend="serial", settings=settings)
+    records = Records.open(settings.home)
+    assert records.ledger.head() == before
+    assert len(run_ids(settings.home)) == 1
+    assert [entry.event for entry in records.log.entries()][-1] == "query.refused"
+
+
+def test_queries_and_jobs_on_the_same_rows_draw_on_one_budget(settings: Settings, make_job: Callable[..., TrainingJob]):
+    train(make_job(rounds=1, privacy={"epsilon": 3}), backend="serial", settings=settings)
+    with pytest.raises(ScopeConflict):
+        query(query_of(privacy="none"), backend="serial", settings=settings)
+    with pytest.raises(ScopeConflict):
+        query(query_of(privacy={"epsilon": 1, "delta": 0.01, "budget": "fresh"}), backend="serial", settings=settings)
+    with pytest.raises(BudgetExceeded):
+        query(query_of(privacy={"epsilon": 5, "delta": 0.01}), backend="serial", settings=settings)
+    with pytest.raises(InvalidPrivacy, match="counts at delta"):
+        query(query_of(privacy={"epsilon": 0.1, "delta": 1e-3}), backend="serial", settings=settings)
+    Records.open(settings.home).ledger.set_budget("wine", epsilon=6, actor="officer")
+    assert query(query_of(privacy={"epsilon": 2, "delta": 0.01}), backend="serial", settings=settings).epsilon <= 2
+
+
+def test_where_the_officer_opens_scopes_a_query_may_not(settings: Settings):
+    strict = settings.model_copy(update={"ledger": settings.ledger.model_copy(update={"open_by_job": False})})
+    with pytest.raises(UnknownScope, match="qedge budget set wine"):
+        query(query_of(), backend="serial", settings=strict)
+
+
+@pytest.mark.parametrize("where", ["append", "commit", "after commit", "close", "result"])
+@pytest.mark.parametrize("round_number", [1, 3, 9])
+def test_a_cut_anywhere_releases_and_charges_every_round_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str, round_number: int
+):
+    """What was on disk before the cut is what is answered after it, though noise is fresh: another draw would show."""
+    folder = prepare_query(query_of(*STATISTICS, max_rows=2, privacy={"epsilon": 30, "delta": 1e-3}), settings)
+    first = _inquiry(settings, folder)
+    seen: dict[int, str] = {}
+    append, commit = first.ahead.append, first.records.ledger.commit
+
+    def cut_append(release) -> None:
+        if where == "append" and release.round == round_number:
+            raise Cut
+        append(release)
+        seen[release.round] = release.digest
+
+    def cut_commit(run: str, number: int, digest: str, epoch: int) -> None:
+        if where == "commit" and number == round_number:
+            raise Cut
+        commit(run, number, digest, epoch)
+        if where == "after commit" and number == round_number:
+            raise Cut
+
+    def cut(*arguments: object, **named: object) -> None:
+        raise Cut
+
+    monkeypatch.setattr(first.ahead, "append", cut_append)
+    monkeypatch.setattr(first.records.ledger, "commit", cut_commit)
+    if where == "close":
+        monkeypatch.setattr(first.records.ledger, "close", cut)
+    if where == "result":
+        monkeypatch.setattr(first.folder, "write", cut)
+    with pytest.raises(Cut):
+        complete_query(first)
+    monkeypatch.undo()
+
+    second = _inquiry(settings, reopen_query(folder.run, settings))
+    result = complete_query(second)
+    released = second.records.ledger.releases(folder.run)
+    assert set(released) == set(range(1, 10))
+    assert {number: released[number] for number in seen} == seen
+    assert query(resume=folder.run, backend="serial", settings=settings).answers == result["answers"]
+    scope = second.records.ledger.scope("wine")
+    assert scope.spent == pytest.approx(float(str(result["statement"]["epsilon"])))
+    assert not any(scope.held.nanos)
+    with pytest.raises(Fenced):
+        first.records.ledger.commit(folder.run, 1, "0" * 64, first.epoch)
+    assert sorted(folder.metrics_by_round()) == list(range(1, 10))
+
+
+def test_a_second_coordinator_takes_up_what_the_first_wrote_ahead_and_fences_it_out(settings: Settings):
+    folder = prepare_query(query_of(), settings)
+    first = _inquiry(settings, folder)
+    second = _inquiry(settings, folder)
+    with pytest.raises(Fenced):
+        first.answers()
+    written = second.ahead.read({})[1].digest  # the first one's, which nobody has seen
+    third = _inquiry(settings, folder)
+    third.answers()
+    assert third.records.ledger.releases(folder.run) == {1: written}
+
+
+def test_a_release_that_was_altered_or_lost_after_it_was_charged_is_refused(settings: Settings):
+    folder = prepare_query(query_of(), settings)
+    _inquiry(settings, folder).answers()
+    content = bytearray(folder.releases.read_bytes())
+    content[-40] ^= 1
+    folder.releases.write_bytes(bytes(content))
+    with pytest.raises(CheckpointTampered):
+        _inquiry(settings, folder)
+    folder.releases.unlink()
+    with pytest.raises(CheckpointTampered, match="charged but its record is gone"):
+        _inquiry(settings, folder).answers()
+
+
+@pytest.mark.parametrize("name", ["query.json", "record.json", "secret.key"])
+def test_a_query_whose_terms_were_changed_after_it_was_held_is_refused(settings: Settings, name: str):
+    """A smaller cap on rows, less noise, or rounding that can be foreseen, under the hold of what was asked."""
+    folder = prepare_query(query_of(), settings)
+    if name == "query.json":
+        folder.write(name, {**folder.query().plain(), "max_rows": 5})
+    elif name == "record.json":
+        record = folder.read(name)
+        record["plan"]["once"]["variance"] = 1
+        folder.write(name, record)
+    else:
+        (folder.path / name).write_bytes(bytes(32))
+    with pytest.raises(CheckpointTampered, match="not the one that the ledger holds"):
+        _inquiry(settings, folder)
+
+
+def test_a_query_goes_on_only_with_the_data_it_was_prepared_on(settings: Settings, tmp_path: Path):
+    def write(rows: int) -> str:
+        lines = [f"p{row % 7},{row * row % 91}" for row in range(rows)]
+        (tmp_path / "t.csv").write_text("\n".join(["phone,x", *lines]) + "\n")
+        return str(tmp_path / "t.csv")
+
+    folder = prepare_query(query_of(data={"source": write(60), "client": "phone"}), settings)
+    write(59)
+    with pytest.raises(CheckpointTampered, match="data are no longer those"):
+        _inquiry(settings, folder)
+
+
+def test_queries_and_jobs_are_told_apart_when_they_are_gone_on_with(settings: Settings, make_job: Callable[..., TrainingJob]):
+    asked = query(query_of(privacy="none"), backend="serial", settings=settings).run_id
+    with pytest.raises(UnknownRun, match="qedge query --resume"):
+        train(resume=asked, backend="serial", settings=settings)
+    trained = train(make_job(rounds=1, privacy="none"), backend="serial", settings=settings).run_id
+    with pytest.raises(UnknownRun, match="qedge train --resume"):
+        query(resume=trained, backend="serial", settings=settings)
+    with pytest.raises(UnknownRun):
+        query(resume="nothing", backend="serial", settings=settings)
+    with pytest.raises(InvalidConfig):
+        query(backend="serial", settings=settings)
+
+
+def test_a_model_trained_on_rows_that_were_asked_about_without_privacy_says_so(settings: Settings, make_job: Callable[..., TrainingJob]):
+    asked = query(query_of(privacy="none"), backend="serial", settings=settings).run_id
+    result = train(make_job(rounds=1), backend="serial", settings=settings)
+    receipt = json.loads((settings.home / "runs" / result.run_id / "model" / "receipt.json").read_text())
+    assert asked in next(use["note"] for use in receipt["uses"] if use["what"] == "earlier runs without privacy")
