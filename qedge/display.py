@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qedge.runs.training import TrainingResult
 
 ROWS_SHOWN = 20
+LINES_SHOWN = 60
 _FAILURES_SHOWN = 3
 PHASES = {
     "preparing": "reading the data, holding the budget",
@@ -204,13 +206,21 @@ def show_result(console: Console, result: TrainingResult) -> None:
 
 def show_statistics(console: Console, result: QueryResult) -> None:
     """Print the numbers of a query with their intervals, what these cover, and what it cost."""
-    rows = [(line.statistic, line.of, number(line.value), f"{number(line.low)} to {number(line.high)}") for line in result.lines()]
-    table(console, "answers", ("statistic", "of", "value", "interval, 95 %"), rows)
+    lines = result.lines()
+    rows = [(*map(_plainly, line[:2]), number(line.value), f"{number(line.low)} to {number(line.high)}") for line in lines[:LINES_SHOWN]]
+    rest = len(lines) - len(rows)
+    more = f"… and {rest} more (--output FILE for all)" if rest else ""
+    table(console, "answers", ("statistic", "of", "value", "interval, 95 %"), rows, more=more)
     console.print(result.intervals, highlight=False)
     shown: dict[str, object] = {"run": result.run_id, "clients": result.clients, "rows a client, at most": result.statement["max_rows"]}
     if result.epsilon is not None:
         shown |= {"epsilon": number(result.epsilon), "delta": result.delta, "against": result.statement["adversary"]}
     facts(console, "answered", shown)
+
+
+def _plainly(text: str) -> str:
+    """Text that clients' rows may have written, with nothing in it that a terminal, or rich, would obey."""
+    return escape("".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text))
 
 
 def show_profile(console: Console, profile: Mapping[str, float]) -> None:

@@ -138,6 +138,7 @@ class Inquiry:
         """A round's sum, as everybody may see it: charged, and on disk before that."""
         run, ledger = self.folder.run, self.records.ledger
         if charge is None:
+            self._tell(number)
             return noised_sum(self.sums, encoder, 0, self.noise, self.query.deadline_s)
         release = self.known.get(number)
         if release is None:
@@ -154,7 +155,8 @@ class Inquiry:
     def _tell(self, number: int) -> None:
         """Put on record what has been spent; stamped by the round, since how long one took is nobody's business."""
         if number not in self.told:
-            self.folder.append_metrics(number, self.created_ms + number, {"epsilon": self._epsilon() or 0.0})
+            epsilon = self._epsilon()
+            self.folder.append_metrics(number, self.created_ms + number, {} if epsilon is None else {"epsilon": epsilon})
 
     def _epsilon(self) -> float | None:
         """Of what was released so far, at the scope's order; None without privacy."""

@@ -55,6 +55,21 @@ def test_a_query_prints_its_numbers_and_intervals_and_the_run_can_be_asked_about
     assert qedge("log", "verify")[0].exit_code == 0
 
 
+def test_what_clients_wrote_is_shown_as_text_and_obeyed_by_nobody(qedge):
+    """Markup that rich would refuse, and the escape sequence that clears a terminal; more lines than are shown."""
+    words = ["[/red]", "\x1b[2Jcleared", *(f"w{number}" for number in range(80))]
+    Path("t.csv").write_text("who,word\n" + "".join(f'p{row},"{word}"\n' for word in words for row in range(3)), encoding="utf-8")
+    hunt = {"kind": "heavy-hitters", "column": "word", "length": 12, "most": 100}
+    changes = {"data": {"source": "t.csv", "client": "who"}, "privacy": "none", "max_rows": 200, "statistics": [hunt]}
+    result, answer = qedge("query", _file(**changes), "--backend", "serial")
+    assert result.exit_code == 0, result.output
+    assert "\x1b[2J" not in result.output
+    assert "\\x1b[2Jcleared" in result.stderr
+    assert "[/red]" in result.stderr
+    assert "… and 22 more" in result.stderr
+    assert {one["of"] for one in answer["answers"][0]["estimates"]} == set(words)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from qedge.federated.run_folder import RunFolder, run_ids
 from qedge.job import TrainingJob
 from qedge.privacy.statement import statement
 from qedge.records import Records
+from qedge.runs.preparation import prepare
 from qedge.runs.query_preparation import prepare_query, recorded_plan, reopen_query
 from qedge.runs.querying import Inquiry, complete_query
 from tests.analytics.populations import query_of
@@ -127,6 +131,52 @@ def test_queries_and_jobs_on_the_same_rows_draw_on_one_budget(settings: Settings
         query(query_of(privacy={"epsilon": 0.1, "delta": 1e-3}), backend="serial", settings=settings)
     Records.open(settings.home).ledger.set_budget("wine", epsilon=6, actor="officer")
     assert query(query_of(privacy={"epsilon": 2, "delta": 0.01}), backend="serial", settings=settings).epsilon <= 2
+
+
+def test_a_query_of_a_table_and_a_job_on_a_copy_of_it_draw_on_one_budget(
+    settings: Settings, make_job: Callable[..., TrainingJob], tmp_path: Path
+):
+    """Whichever comes first, under whatever name; the query names no label, and has no use for the other columns."""
+    draw = np.random.default_rng(0)
+    rows = [f"p{row % 9},{draw.normal()},{draw.normal()},{row % 2}" for row in range(120)]
+    for name, order in (("a.csv", 1), ("b.csv", -1)):
+        (tmp_path / name).write_text("\n".join(["who,x,y,label", *rows[::order]]) + "\n")
+    about_x = {"kind": "mean", "column": "x", "range": [-2, 2]}
+    run = prepare_query(query_of(about_x, data={"source": str(tmp_path / "a.csv"), "client": "who"}), settings).run
+    assert Records.open(settings.home).ledger.plan(run).scope == "a"
+    data = {"source": str(tmp_path / "b.csv"), "client": "who", "label": "label", "test": 0.2, "evaluation": "public"}
+    job = {**make_job(rounds=1, privacy={"epsilon": 6, "delta": 1e-3}).plain(), "data": data}
+    with pytest.raises(ScopeConflict, match="belong to scope 'a'"):
+        prepare(TrainingJob.parse({**job, "privacy": {**job["privacy"], "budget": "fresh"}}), settings)
+    with pytest.raises(ScopeConflict, match="would void it"):
+        prepare(TrainingJob.parse({**job, "privacy": "none"}), settings)
+    with pytest.raises(BudgetExceeded):
+        prepare(TrainingJob.parse(job), settings)
+
+
+def test_a_process_that_is_killed_between_the_disk_and_the_ledger_has_released_one_noise(settings: Settings):
+    """A real SIGKILL: what it wrote ahead, nobody had seen; it is what is charged and answered afterwards."""
+    folder = prepare_query(query_of(), settings)
+    script = f"""
+import os, signal
+from pathlib import Path
+from qedge.analytics.sums import LocalSums
+from qedge.federated.run_folder import RunFolder
+from qedge.privacy.ledger import Ledger
+from qedge.records import Records
+from qedge.runs.querying import Inquiry, complete_query
+
+Ledger.commit = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+home = Path({str(settings.home)!r})
+complete_query(Inquiry(RunFolder.open(home, {folder.run!r}), Records.open(home), LocalSums))
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert Records.open(settings.home).ledger.releases(folder.run) == {}
+    inquiry = _inquiry(settings, folder)
+    (release,) = inquiry.known.values()
+    assert complete_query(inquiry)["status"] == "finished"
+    assert inquiry.records.ledger.releases(folder.run) == {1: release.digest}
 
 
 def test_where_the_officer_opens_scopes_a_query_may_not(settings: Settings):
