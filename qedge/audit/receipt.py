@@ -51,7 +51,10 @@ class Data(_Part):
 
 
 class Mechanism(_Part):
-    """The noise that was added, in grid units except `clipping_bound` and `grid_step`; with a bound that follows a quantile, its first."""
+    """The noise that was added, in grid units except `clipping_bound` and `grid_step`; with a bound that follows a quantile, its first.
+
+    With DP-SGD at the clients, that of every local step: sampling and rate are of a client's examples.
+    """
 
     name: str
     clipping_bound: Decimal
@@ -65,6 +68,8 @@ class Mechanism(_Part):
     total_variation: Decimal = Field(description="distance of the sampled noise from the exact distribution, all rounds; part of delta")
     count_weight: int = Field(default=0, ge=0, description="with a bound that follows a quantile: what a client adds to its noisy count")
     strategy: tuple[int, ...] = Field(default=(), description="with noise that is correlated over rounds: the band of its matrix")
+    steps: int = Field(default=0, ge=0, description="with DP-SGD at the clients: local steps a round, each released by itself")
+    max_rows: int = Field(default=0, ge=0, description="with DP-SGD at the clients: rows of a client that are drawn from, at most")
 
 
 class Accountant(_Part):
@@ -78,7 +83,7 @@ class Accountant(_Part):
 class Guarantee(_Part):
     """(epsilon, delta) against one adversary."""
 
-    adversary: Literal["released model", "roster holder"]
+    adversary: Literal["released model", "roster holder", "server"]
     epsilon: Decimal
     delta: Decimal
     how: str

@@ -31,6 +31,7 @@ from qedge.privacy.accounting import (
 )
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
+from qedge.privacy.example_sums import NoisySteps, SumGrid
 from qedge.privacy.mechanisms import DiscreteGaussian
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
@@ -47,10 +48,11 @@ class Guarantee:
     sensitivity_squared: squared norm, in grid units, of what one client may change in the sum as the accountant sees it;
     variance: of the noise, in grid units squared; evaluation_variance: of the noise on either count of the one charged evaluation, or
     None; count_weight: w of `release.AdaptiveClipping`, or 0; strategy: coefficients of the banded strategy and separation, the rounds
-    between two of a client, where clients take turns, else () and 0.
+    between two of a client, where clients take turns, else () and 0; steps, max_rows: with DP-SGD at the clients, whose grid, sensitivity,
+    variance and rate are those of a step, else 0; unit: what it holds for, the unit of the scope that it charges.
     """
 
-    grid: Grid
+    grid: Grid | SumGrid
     sensitivity_squared: int
     variance: int
     rate: float
@@ -63,6 +65,19 @@ class Guarantee:
     count_weight: int = 0
     strategy: tuple[int, ...] = ()
     separation: int = 0
+    steps: int = 0
+    max_rows: int = 0
+    unit: str = "client"
+
+    @property
+    def noisy_steps(self) -> NoisySteps | None:
+        """What clients do in a round of DP-SGD; None where their updates are clipped whole."""
+        return NoisySteps(self.grid, self.variance, self.rate, self.steps, self.max_rows) if isinstance(self.grid, SumGrid) else None
+
+    @property
+    def updates_grid(self) -> Grid | None:
+        """What clients' whole updates are clipped and rounded to; None under DP-SGD."""
+        return self.grid if isinstance(self.grid, Grid) else None
 
     @property
     def noise_multiplier(self) -> float:
@@ -73,7 +88,7 @@ class Guarantee:
     def total_variation(self) -> float:
         """How far the sampled noise of the whole run may be from the exact distribution (see `is_exact_at`)."""
         dimensions = self.grid.params + (1 if self.count_weight else 0)
-        whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds
+        whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds * max(1, self.steps)
         return whole + (2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0)
 
     def cost(self, rounds: int, *, evaluated: bool) -> RenyiCost:
@@ -95,8 +110,10 @@ class Guarantee:
     def roster_epsilon(self) -> float | None:
         """Against whoever knows who took part in every round: the same noise with no amplification by sampling.
 
-        None where the noise is not sampled exactly enough to prove so large an epsilon.
+        None where the noise is not sampled exactly enough to prove so large an epsilon. DP-SGD does not count on secret cohorts.
         """
+        if self.steps:
+            return self.epsilon(self.rounds)
         once = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0)
         unsampled = self.per_round * self.rounds if self.strategy else once * self.rounds
         whole = unsampled + self.evaluation if self.evaluation else unsampled
@@ -135,6 +152,10 @@ class Guarantee:
             "count_weight": self.count_weight,
             "strategy": list(self.strategy),
             "separation": self.separation,
+            "steps": self.steps,
+            "max_rows": self.max_rows,
+            "unit": self.unit,
+            "refined": self.grid.refined if isinstance(self.grid, SumGrid) else 0,
         }
 
 
@@ -234,8 +255,9 @@ def _parts(sensitivity_squared: int, variance: int, rounds: int) -> RenyiCost:
 def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
     """The guarantee that `plain` put on record."""
     evaluation, variance = values["evaluation"], values["evaluation_variance"]
+    bound, params, refined = float(str(values["bound"])), int(str(values["params"])), int(str(values["refined"]))
     return Guarantee(
-        grid=Grid(float(str(values["bound"])), int(str(values["params"]))),
+        grid=SumGrid(bound, params, refined) if refined else Grid(bound, params),
         sensitivity_squared=int(str(values["sensitivity_squared"])),
         variance=int(str(values["variance"])),
         rate=float(str(values["rate"])),
@@ -248,6 +270,9 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         count_weight=int(str(values["count_weight"])),
         strategy=_whole(values["strategy"]),
         separation=int(str(values["separation"])),
+        steps=int(str(values["steps"])),
+        max_rows=int(str(values["max_rows"])),
+        unit=str(values["unit"]),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
 from qedge.privacy.clipping import Grid, add_exactly
+from qedge.privacy.example_sums import NoisySteps
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ClientSpec:
     count_weight: int  # what a client adds to the count of those within the clipping bound; 0: nobody counts
     key: RunKey
     seed: int
+    examples: NoisySteps | None = None  # what clients do in a round of DP-SGD
 
 
 @dataclass(frozen=True)

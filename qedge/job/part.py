@@ -12,14 +12,14 @@ LATER = {
     "algorithm.kind": set(),
     "aggregation": {"median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "norm-bound"},
     "cohort.sampling": set(),
-    "privacy.unit": {"example"},
+    "privacy.unit": set(),
     "model.kind": {"hybrid"},
 }
 NOW = {
     "algorithm.kind": {"fedavg", "fedprox", "fedadagrad", "fedadam", "fedyogi", "scaffold", "fedbuff"},
     "aggregation": {"mean"},
     "cohort.sampling": {"cyclic", "oort", "poisson", "power-of-choice", "resource", "stratified", "uniform"},
-    "privacy.unit": {"client"},
+    "privacy.unit": {"client", "example"},
     "model.kind": {"linear", "mlp", "cnn"},
 }
 

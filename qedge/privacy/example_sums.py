@@ -127,6 +127,8 @@ class NoisySteps:
     def release(self, total: NDArray[np.float64], generator: np.random.Generator, source: NoiseSource) -> NDArray[np.float32]:
         """The mean gradient of a step, [params] float32, from the sum of its clipped gradients, [params] float64: rounded, with noise,
         over the expected batch."""
+        if not np.isfinite(total).all():  # of gradients clipped one by one it always is, unless the weights were not
+            total = np.zeros_like(total)
         noised = self.grid.rounded(total, generator)
         noised += self.noise.sample(self.grid.params, source)
         return (noised * (self.grid.step / self.expected_batch)).astype(np.float32)

@@ -34,8 +34,8 @@ def sampled_group(sensitivity_squared: int, variance: int, rate: float, rows: in
 
     1. Client present against emptied, log(E_p m^α)/(α-1): a product r_S1 ··· r_Sα p is p shifted by Σ μ_Si, times
        exp(Σ_{i<k} <μ_Si, μ_Sk>/σ²), so that its sum over the lattice is that factor, which is at most exp(a² Σ_{i<k} J_i J_k) with
-       J_i = |S_i|. Averaged over independent J_i this is, expanded the same way, the integral over x of φ(x) (Σ_j P(J=j) exp(jax - j²a²/2))^α:
-       the divergence of the scalar mixture. `_log_moment` bounds the integral.
+       J_i = |S_i|. Averaged over independent J_i this is, expanded the same way, ∫ φ(x) (Σ_j P(J=j) exp(jax - j²a²/2))^α dx: the
+       divergence of the scalar mixture. `_log_moment` bounds the integral.
     2. Emptied against present, log(E_p m^(1-α))/(α-1): by Jensen's inequality log m >= E_S log r_S = (<x, E μ_S> - E|μ_S|²/2)/σ², and the
        discrete Gaussian is sub-Gaussian, E_p exp(<x, v>) <= exp(σ²|v|²/2) (Canonne, Kamath, Steinke 2020), so that it is at most
        a²/2 · (Var J + α (E J)²). For a single row the first direction is the larger (`sampled_gaussian`), and there this is not used.
@@ -80,7 +80,9 @@ def most_nanos(epsilon: float, delta: float, order: int, releases: int) -> int:
     """
     each = allowance(epsilon, delta, order) // releases
     if each < 1:
-        raise InvalidPrivacy(f"{releases} steps are more than epsilon {epsilon} can pay for at delta {delta}, order {order}", given=releases)
+        raise InvalidPrivacy(
+            f"{releases} steps are more than epsilon {epsilon} can pay for at delta {delta}, order {order}", given=releases
+        )
     return each
 
 

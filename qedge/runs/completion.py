@@ -6,7 +6,7 @@ Everything can be repeated: a run that was cut off here goes on with whatever is
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -172,7 +172,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
         data=receipt.Data(
             source=Path(federation.source).name,
             scope=coordinator.scope,
-            unit="client",
+            unit=guarantee.unit if guarantee else "client",
             relation="zero-out",
             clients=len(federation.clients),
             fingerprint=data_digest(prints, records.keys),
@@ -192,46 +192,68 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
 
 def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.Use, ...]) -> dict[str, object]:
     """What the receipt of a run under privacy says on top."""
-    cohort, delta = coordinator.job.cohort, decimal(guarantee.delta)
-    epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
-    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {_ACCOUNTED[cohort.sampling]}"
+    delta, epsilon = decimal(guarantee.delta), decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
+    sampling = "poisson" if guarantee.steps else coordinator.job.cohort.sampling
+    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {_accounted(coordinator, guarantee)}"
     open_uses = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
-    roster = guarantee.roster_epsilon()
     return {
-        "privacy": f"({epsilon}, {delta})-differential privacy for every client against whoever sees the released models"
+        "privacy": f"({epsilon}, {delta})-differential privacy for every {guarantee.unit} against whoever sees the released models"
         + (f", except for what is NOT COVERED: {open_uses}" if open_uses else ""),
         "mechanism": receipt.Mechanism(
-            name="discrete Gaussian on the sum of clipped client updates" + _named(guarantee),
+            name=_named(guarantee),
             clipping_bound=decimal(guarantee.grid.bound),
             grid_step=decimal(guarantee.grid.step),
             sensitivity_squared=guarantee.sensitivity_squared,
             variance=guarantee.variance,
             noise_multiplier=decimal(guarantee.noise_multiplier),
-            sampling=cohort.sampling,
+            sampling=sampling,
             rate=decimal(guarantee.rate),
             rounds=guarantee.rounds,
             total_variation=decimal(guarantee.total_variation),
             count_weight=guarantee.count_weight,
             strategy=guarantee.strategy,
+            steps=guarantee.steps,
+            max_rows=guarantee.max_rows,
         ),
         "accountant": receipt.Accountant(name="Rényi, integer orders", orders=ORDERS, order=guarantee.order),
         "guarantees": (
             receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how),
-            *([] if roster is None else [_against_the_roster(roster, delta)]),
+            *_against_others(coordinator, guarantee, delta),
         ),
         "epsilon_at_1e_5": decimal(guarantee.epsilon_at(_COMPARED_DELTA)),
     }
 
 
+def _accounted(coordinator: Coordinator, guarantee: Guarantee) -> str:
+    if not guarantee.steps:
+        return _ACCOUNTED[coordinator.job.cohort.sampling]
+    of = "one example" if guarantee.unit == "example" else f"the at most {guarantee.max_rows} examples of a client together"
+    return f"every local step amplified by secret Poisson sampling of examples, for {of}; every round is counted for every client"
+
+
 def _named(guarantee: Guarantee) -> str:
+    if guarantee.steps:
+        return "discrete Gaussian on the sum of clipped gradients of single examples, added by each client at each of its steps (DP-SGD)"
+    name = "discrete Gaussian on the sum of clipped client updates"
     if guarantee.strategy:
-        return ", correlated over rounds by a banded matrix"
-    return " and of who is within the bound, which follows it" if guarantee.count_weight else ""
+        return name + ", correlated over rounds by a banded matrix"
+    return name + (" and of who is within the bound, which follows it" if guarantee.count_weight else "")
 
 
-def _against_the_roster(epsilon: float, delta: str) -> receipt.Guarantee:
-    how = "the same noise without amplification: whoever knows who took part in each round"
-    return receipt.Guarantee(adversary="roster holder", epsilon=decimal(epsilon), delta=delta, how=how)
+def _against_others(coordinator: Coordinator, guarantee: Guarantee, delta: str) -> Iterator[receipt.Guarantee]:
+    """Against whoever sees more than the released models."""
+    if guarantee.steps:
+        # An attempt that ended before its round was charged may have sent updates that another then sent anew.
+        seen = guarantee.rounds + coordinator.epoch - 1
+        how = (
+            "updates leave clients with their noise in them, and what is drawn is drawn there: whoever sees every update and knows who "
+            f"took part, in {seen} rounds with those begun anew after a stop. A part of a round that is run again for a lost or late node "
+            "counts once more against whoever saw the first"
+        )
+        yield receipt.Guarantee(adversary="server", epsilon=decimal(guarantee.epsilon(seen)), delta=delta, how=how)
+    elif (roster := guarantee.roster_epsilon()) is not None:
+        how = "the same noise without amplification: whoever knows who took part in each round"
+        yield receipt.Guarantee(adversary="roster holder", epsilon=decimal(roster), delta=delta, how=how)
 
 
 def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[receipt.Use, ...]:
@@ -240,7 +262,7 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
     private = coordinator.guarantee is not None
     source, covered = _labels(coordinator)
     uses = [
-        receipt.Use(what="training", covered="charged" if private else "NOT COVERED"),
+        receipt.Use(what="training", covered="charged" if private else "NOT COVERED", note=_trained_on(coordinator)),
         receipt.Use(what="label set", covered=covered, note=source),
         receipt.Use(what="names of features and of clients, number of clients", covered="public by declaration"),
     ]
@@ -264,6 +286,11 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
     if unprotected and private:
         uses.append(receipt.Use(what="earlier runs without privacy", covered="NOT COVERED", note=", ".join(unprotected)))
     return tuple(uses)
+
+
+def _trained_on(coordinator: Coordinator) -> str | None:
+    guarantee = coordinator.guarantee
+    return f"of each client at most the first {guarantee.max_rows} rows" if guarantee is not None and guarantee.steps else None
 
 
 def _labels(coordinator: Coordinator) -> tuple[str, Literal["public by declaration", "NOT COVERED"]]:

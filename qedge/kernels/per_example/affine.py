@@ -61,4 +61,5 @@ class AffineSums:
 
 
 def _squares(rows: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vecdot(rows, rows)
+    squares: torch.Tensor = torch.linalg.vecdot(rows, rows)
+    return squares

@@ -70,7 +70,9 @@ class ConvolutionalSums:
 
     def _network(self, rows: int) -> _Network:
         if rows not in self.networks:
-            self.networks[rows] = _Network(self.shapes, rows, self.memory, *(matrices(flat, self.sizes) for flat in (self.weights, self.total)))
+            self.networks[rows] = _Network(
+                self.shapes, rows, self.memory, *(matrices(flat, self.sizes) for flat in (self.weights, self.total))
+            )
         network = self.networks[rows]
         if rows != self.rows:
             network.clear()
@@ -157,7 +159,8 @@ class _Layer(Convolution):
         if self.by_gram:
             return torch.bmm(patches.transpose(1, 2), patches).mul_(torch.bmm(back.transpose(1, 2), back)).sum((1, 2))
         self.gradients = torch.bmm(patches, back.transpose(1, 2)).flatten(1)
-        return torch.linalg.vecdot(self.gradients, self.gradients)
+        squares: torch.Tensor = torch.linalg.vecdot(self.gradients, self.gradients)
+        return squares
 
     def add(self, factor: torch.Tensor) -> None:
         """Add the rows' gradients, each times its factor."""

@@ -1,0 +1,81 @@
+"""What a run of DP-SGD at the clients will cost and may claim, and which plan a job takes.
+
+A client takes part in `rounds` rounds at most, and each is `steps` releases of its own, whatever the cohort: who is drawn amplifies
+nothing here, so that the same holds against the server, and against whoever knows the roster. Where the data have no scope, or one whose
+unit is the example, a step is a Poisson-sampled Gaussian and one row what is emptied. Where they have a scope of whole clients, a step
+costs that scope what the client's rows in a batch may move together (`qedge.privacy.mixture`).
+"""
+
+from __future__ import annotations
+
+from qedge.errors import InvalidPrivacy, ScopeConflict
+from qedge.federated.guarantee import Guarantee, plan_guarantee
+from qedge.job import Privacy, TrainingJob
+from qedge.privacy.accounting import calibrate
+from qedge.privacy.example_sums import LEAST_VARIANCE, NoisySteps, SumGrid
+from qedge.privacy.ledger_events import Scope
+from qedge.privacy.mixture import group_variance, most_nanos, sampled_group
+
+
+def plan_for(job: TrainingJob, clients: int, params: int, scope: Scope | None) -> Guarantee:
+    """The least noise with which the whole job costs the scope at most the job's epsilon; scope: None when the job will open it.
+
+    Raises:
+        InvalidPrivacy: as `plan_guarantee`.
+        ScopeConflict: the scope protects another unit, and the job cannot be accounted in it.
+    """
+    privacy, order = job.privacy, scope.order if scope else None
+    if privacy is None or privacy.unit == "client":
+        if scope is not None and scope.unit != "client":
+            raise ScopeConflict(
+                f"scope '{scope.name}' counts what single examples lose, and this job protects whole clients; accepted on these data: "
+                "'privacy.unit: example'",
+                scope=scope.name,
+                unit=scope.unit,
+            )
+        return plan_guarantee(job, clients, params, order)
+    unit = scope.unit if scope else "example"
+    _check_delta(privacy, clients, unit)
+    guarantee = _plan(privacy, SumGrid(privacy.clipping.bound, params), job.rounds, order, unit)
+    if not guarantee.is_exact_at(privacy.epsilon):
+        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
+    return guarantee
+
+
+def _plan(privacy: Privacy, coarse: SumGrid, rounds: int, order: int | None, unit: str) -> Guarantee:
+    rate, steps, rows = privacy.rate or 0.0, privacy.steps or 0, privacy.max_rows or 0
+    together = rows if unit == "client" else 1
+    grid = coarse.refined_for(_least_noise(privacy, coarse, rounds * steps, order, together)[0])
+    variance, order = _least_noise(privacy, grid, rounds * steps, order, together)
+    step = sampled_group(grid.sensitivity_squared, variance := max(variance, LEAST_VARIANCE), rate, together)
+    guarantee = Guarantee(
+        grid,
+        sensitivity_squared=grid.sensitivity_squared,
+        variance=variance,
+        rate=rate,
+        rounds=rounds,
+        order=order,
+        delta=privacy.delta,
+        per_round=step * steps,
+        steps=steps,
+        max_rows=rows,
+        unit=unit,
+    )
+    NoisySteps(grid, variance, rate, steps, rows)  # refuses noise that cannot be drawn
+    return guarantee
+
+
+def _least_noise(privacy: Privacy, grid: SumGrid, releases: int, order: int | None, rows: int) -> tuple[int, int]:
+    """The variance, and the order at which it is counted: the scope's, or the best where the job opens one."""
+    if rows > 1 and order is not None:
+        nanos = most_nanos(privacy.epsilon, privacy.delta, order, releases)
+        return group_variance(nanos, order, grid.sensitivity_squared, privacy.rate or 0.0, rows), order
+    fit = calibrate(privacy.epsilon, privacy.delta, grid.sensitivity_squared, privacy.rate or 0.0, releases, order=order)
+    return fit.variance, fit.order
+
+
+def _check_delta(privacy: Privacy, clients: int, unit: str) -> None:
+    units = clients * (privacy.max_rows or 1) if unit == "example" else clients
+    if privacy.delta * units >= 1:
+        of = "clients × privacy.max_rows" if unit == "example" else "clients"
+        raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/({of}) = {1 / units:.3g}", given=privacy.delta)
