@@ -11,10 +11,10 @@ from __future__ import annotations
 from qedge.errors import InvalidPrivacy, ScopeConflict
 from qedge.federated.guarantee import Guarantee, plan_guarantee
 from qedge.job import Privacy, TrainingJob
-from qedge.privacy.accounting import calibrate
-from qedge.privacy.example_sums import LEAST_VARIANCE, NoisySteps, SumGrid
+from qedge.privacy.accounting import ORDERS, RenyiCost, calibrate
+from qedge.privacy.example_sums import NoisySteps, SumGrid, least_variance
 from qedge.privacy.ledger_events import Scope
-from qedge.privacy.mixture import group_variance, most_nanos, sampled_group
+from qedge.privacy.mixture import group_nanos, group_variance, most_nanos
 
 
 def plan_for(job: TrainingJob, clients: int, params: int, scope: Scope | None) -> Guarantee:
@@ -45,24 +45,30 @@ def plan_for(job: TrainingJob, clients: int, params: int, scope: Scope | None) -
 def _plan(privacy: Privacy, coarse: SumGrid, rounds: int, order: int | None, unit: str) -> Guarantee:
     rate, steps, rows = privacy.rate or 0.0, privacy.steps or 0, privacy.max_rows or 0
     together = rows if unit == "client" else 1
-    grid = coarse.refined_for(_least_noise(privacy, coarse, rounds * steps, order, together)[0])
-    variance, order = _least_noise(privacy, grid, rounds * steps, order, together)
-    step = sampled_group(grid.sensitivity_squared, variance := max(variance, LEAST_VARIANCE), rate, together)
+    variance, chosen = _least_noise(privacy, coarse, rounds * steps, order, together)
+    grid = coarse.refined_for(variance, least := least_variance(chosen, together))
+    variance, chosen = _least_noise(privacy, grid, rounds * steps, order, together)
+    variance = max(variance, least)
+    step = [_step_nanos(grid, variance, rate, together, each) for each in ORDERS]
     guarantee = Guarantee(
         grid,
         sensitivity_squared=grid.sensitivity_squared,
         variance=variance,
         rate=rate,
         rounds=rounds,
-        order=order,
+        order=chosen,
         delta=privacy.delta,
-        per_round=step * steps,
+        per_round=RenyiCost(tuple(step)) * steps,
         steps=steps,
         max_rows=rows,
         unit=unit,
     )
     NoisySteps(grid, variance, rate, steps, rows)  # refuses noise that cannot be drawn
     return guarantee
+
+
+def _step_nanos(grid: SumGrid, variance: int, rate: float, rows: int, order: int) -> int:
+    return group_nanos(grid.sensitivity_squared_at(order, rows, variance), variance, rate, rows, order)
 
 
 def _least_noise(privacy: Privacy, grid: SumGrid, releases: int, order: int | None, rows: int) -> tuple[int, int]:

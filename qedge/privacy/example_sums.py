@@ -36,8 +36,12 @@ class SumGrid:
 
     The moments that the accountant bounds are sums of positive terms A exp(t|Δ|²), t <= α(α-1)/(2σ²) (`accounting.sampled_gaussian`), for
     each u as it stands; averaging over u replaces |Δ|² by c² + d/4 + t (2c + √d)²/8. With σ² >= 2^24 and orders up to 512 that is
-    `sensitivity_squared`, and the square root of it less than half a percent above c. Of j rows c becomes jc, and the whole
-    grows at most j²-fold.
+    `sensitivity_squared`, and the square root of it less than half a percent above c.
+
+    Of a client's rows together (`mixture.sampled_group`) the exponents are Σ_{i<k} <Δ_i, Δ_k>/σ², Δ_i what a set of J_i >= 1 rows moves.
+    With P = Σ_{i<k} J_i J_k its mean is at most P (c² + d/4)/σ², and the norm of its ranges P (2c + √d)/σ², as J_i + J_k <= 2 J_i J_k.
+    So what holds of one row holds of P times it while P/σ² <= t, which the noise of `least_variance` sees to; the other direction's
+    exponent, (α-1)/(2σ²) · (E|Δ|² + (α-1)|E Δ|²), goes the same way. Otherwise |Δ_i| <= J_i (c + √d) for every u.
 
     What is proved is that of the exact sum of the clipped gradients. Floats are summed instead: the norm, the clipping factor and the sum
     of one row's gradient are off in their last bits, and a library may add the others up in another order, or by another method, when a
@@ -77,9 +81,15 @@ class SumGrid:
         rounding = -(-_PAIRS * self.params * (32 * self.refined + 1) ** 2 // (8 * LEAST_VARIANCE))
         return 256 * self.refined**2 * self.params + -(-self.params // 4) + rounding + 2
 
-    def refined_for(self, variance: int) -> SumGrid:
-        """The grid on which noise that has `variance` on this one has at least `LEAST_VARIANCE`."""
-        finer = math.isqrt(-(-LEAST_VARIANCE // variance) - 1) + 1 if variance < LEAST_VARIANCE else 1
+    def sensitivity_squared_at(self, order: int, rows: int, variance: int) -> int:
+        """That of one of up to `rows` rows of a client that count together, at one Rényi order."""
+        if variance >= least_variance(order, rows):
+            return self.sensitivity_squared
+        return (16 * self.refined + 1) ** 2 * self.params + 2
+
+    def refined_for(self, variance: int, least: int) -> SumGrid:
+        """The grid on which noise that has `variance` on this one has at least `least`."""
+        finer = math.isqrt(-(-least // variance) - 1) + 1 if variance < least else 1
         return SumGrid(self.bound, self.params, self.refined * finer)
 
     def rounded(self, total: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:
@@ -87,6 +97,11 @@ class SumGrid:
         units = generator.random(self.params)
         units += total * (1 / self.step)
         return np.floor(units, out=units).astype(np.int64)
+
+
+def least_variance(order: int, rows: int) -> int:
+    """The noise on the grid with which rounding is accounted as in `SumGrid`, up to this order and for so many rows together."""
+    return max(LEAST_VARIANCE, -(-LEAST_VARIANCE * order * (order - 1) * rows**2 // (2 * _PAIRS)))
 
 
 @dataclass(frozen=True)

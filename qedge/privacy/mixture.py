@@ -47,12 +47,25 @@ def sampled_group(sensitivity_squared: int, variance: int, rate: float, rows: in
     """
     if type(rows) is not int or rows < 1:
         raise InvalidPrivacy(f"rows is {rows}; accepted: a whole number >= 1", given=rows)
-    whole = sampled_gaussian(sensitivity_squared * rows**2, variance, 1.0)
-    if rows == 1 or rate == 1:
-        return sampled_gaussian(sensitivity_squared * rows**2, variance, rate)
     sampled_gaussian(sensitivity_squared, variance, rate)  # refuses what is out of range
-    ratio = sensitivity_squared / variance
-    return RenyiCost(tuple(min(cap, _nanos(ratio, rate, rows, order)) for cap, order in zip(whole.nanos, ORDERS, strict=True)))
+    return RenyiCost(tuple(group_nanos(sensitivity_squared, variance, rate, rows, order) for order in ORDERS))
+
+
+def group_nanos(sensitivity_squared: int, variance: int, rate: float, rows: int, order: int) -> int:
+    """`sampled_group` at one order, nanos.
+
+    Raises:
+        InvalidPrivacy: as `sampled_group`, or an order that is not accounted.
+    """
+    if rows == 1 or rate == 1:
+        return sampled_gaussian(sensitivity_squared * rows**2, variance, rate).at(order)
+    whole = sampled_gaussian(sensitivity_squared * rows**2, variance, 1.0).at(order)
+    ratio, mean = sensitivity_squared / variance, rows * rate
+    if order * rows * ratio > 1e6:  # without sampling it is far less than what follows
+        return whole
+    present = _log_moment(math.sqrt(ratio) * (1 + 4 * _ULP), rate, rows, order) / (order - 1)
+    emptied = ratio / 2 * (mean * (1 - rate) + order * mean**2) * (1 + 16 * _ULP)
+    return min(whole, math.ceil(max(present, emptied) * NANO * (1 + 4 * _ULP)))
 
 
 def group_variance(nanos: int, order: int, sensitivity_squared: int, rate: float, rows: int) -> int:
@@ -63,12 +76,11 @@ def group_variance(nanos: int, order: int, sensitivity_squared: int, rate: float
     """
     if nanos < 1:
         raise InvalidPrivacy(f"a release needs a cost of at least 1e-9; given {nanos}", given=nanos)
-    cost = _group_cost(order, sensitivity_squared, rate, rows)
     high = -(-order * sensitivity_squared * rows**2 * NANO // (2 * nanos))  # without sampling, which never costs less
     low = 0
     while high - low > 1 + high // 10**6:
         middle = max(low + 1, math.isqrt(max(1, low) * high)) if low else max(1, high // 16)
-        low, high = (low, middle) if cost(middle) <= nanos else (middle, high)
+        low, high = (low, middle) if group_nanos(sensitivity_squared, middle, rate, rows, order) <= nanos else (middle, high)
     return high
 
 
@@ -84,26 +96,6 @@ def most_nanos(epsilon: float, delta: float, order: int, releases: int) -> int:
             f"{releases} steps are more than epsilon {epsilon} can pay for at delta {delta}, order {order}", given=releases
         )
     return each
-
-
-def _group_cost(order: int, sensitivity_squared: int, rate: float, rows: int) -> Callable[[int], int]:
-    def cost(variance: int) -> int:
-        if rows == 1 or rate == 1:
-            return sampled_gaussian(sensitivity_squared * rows**2, variance, rate).at(order)
-        cap = -(-order * sensitivity_squared * rows**2 * NANO // (2 * variance))
-        return min(cap, _nanos(sensitivity_squared / variance, rate, rows, order))
-
-    return cost
-
-
-def _nanos(ratio: float, rate: float, rows: int, order: int) -> int:
-    """The larger of the two directions; ratio: Δ²/σ²."""
-    if order * rows * ratio > 1e6:  # the cap is far less
-        return 10**30
-    present = _log_moment(math.sqrt(ratio) * (1 + 4 * _ULP), rate, rows, order) / (order - 1)
-    mean = rows * rate
-    emptied = ratio / 2 * (mean * (1 - rate) + order * mean**2) * (1 + 16 * _ULP)
-    return math.ceil(max(present, emptied) * NANO * (1 + 4 * _ULP))
 
 
 def _log_moment(shift: float, rate: float, rows: int, order: int) -> float:

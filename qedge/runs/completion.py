@@ -36,6 +36,10 @@ TRUST_MODEL = (
     "cluster can be read by its owner. The guarantees are against those they name; against others, and against a roster holder where "
     "none is given, nothing is proved."
 )
+SENT_ALONE = (
+    " The guarantee against the server is for what clients send it. A coordinator that reads the table and hands out the rows, as it does "
+    "within one cluster, is trusted with that."
+)
 _COMPARED_DELTA = 1e-5
 _ACCOUNTED = {
     "poisson": "amplified by secret Poisson sampling",
@@ -181,7 +185,7 @@ def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
         privacy=receipt.NO_GUARANTEE,
         epsilon_at_1e_5=None,
         uses=_uses(coordinator, records.ledger.runs_without_privacy(prints)),
-        trust_model=TRUST_MODEL,
+        trust_model=TRUST_MODEL + (SENT_ALONE if guarantee is not None and guarantee.steps else ""),
         ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
         log=receipt.HeadOf(seq=log.seq, hash=log.hash),
     )
@@ -288,9 +292,9 @@ def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[recei
     return tuple(uses)
 
 
-def _trained_on(coordinator: Coordinator) -> str | None:
+def _trained_on(coordinator: Coordinator) -> str:
     guarantee = coordinator.guarantee
-    return f"of each client at most the first {guarantee.max_rows} rows" if guarantee is not None and guarantee.steps else None
+    return f"of each client at most the first {guarantee.max_rows} rows" if guarantee is not None and guarantee.steps else ""
 
 
 def _labels(coordinator: Coordinator) -> tuple[str, Literal["public by declaration", "NOT COVERED"]]:
