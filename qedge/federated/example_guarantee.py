@@ -17,6 +17,19 @@ from qedge.privacy.ledger_events import Scope
 from qedge.privacy.mixture import group_nanos, group_variance, most_nanos
 
 
+def refuse_hopeless(job: TrainingJob, clients: int, params: int) -> None:
+    """Refuse a job that no scope could take, before it is known which one it would charge.
+
+    Raises:
+        InvalidPrivacy: as `plan_guarantee`.
+    """
+    if job.privacy is None or job.privacy.unit == "client":
+        plan_guarantee(job, clients, params, order=None)
+    else:
+        _refuse_delta(job.privacy, clients, "clients")
+        _plan(job.privacy, SumGrid(job.privacy.clipping.bound, params), job.rounds, None, "example")
+
+
 def plan_for(job: TrainingJob, clients: int, params: int, scope: Scope | None) -> Guarantee:
     """The least noise with which the whole job costs the scope at most the job's epsilon; scope: None when the job will open it.
 
@@ -35,11 +48,11 @@ def plan_for(job: TrainingJob, clients: int, params: int, scope: Scope | None) -
             )
         return plan_guarantee(job, clients, params, order)
     unit = scope.unit if scope else "example"
-    _check_delta(privacy, clients, unit)
-    guarantee = _plan(privacy, SumGrid(privacy.clipping.bound, params), job.rounds, order, unit)
-    if not guarantee.is_exact_at(privacy.epsilon):
-        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
-    return guarantee
+    if unit == "example":
+        _refuse_delta(privacy, clients * (privacy.max_rows or 1), "clients × privacy.max_rows")
+    else:
+        _refuse_delta(privacy, clients, "clients")
+    return _plan(privacy, SumGrid(privacy.clipping.bound, params), job.rounds, order, unit)
 
 
 def _plan(privacy: Privacy, coarse: SumGrid, rounds: int, order: int | None, unit: str) -> Guarantee:
@@ -64,6 +77,8 @@ def _plan(privacy: Privacy, coarse: SumGrid, rounds: int, order: int | None, uni
         unit=unit,
     )
     NoisySteps(grid, variance, rate, steps, rows)  # refuses noise that cannot be drawn
+    if not guarantee.is_exact_at(privacy.epsilon):
+        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
     return guarantee
 
 
@@ -80,8 +95,7 @@ def _least_noise(privacy: Privacy, grid: SumGrid, releases: int, order: int | No
     return fit.variance, fit.order
 
 
-def _check_delta(privacy: Privacy, clients: int, unit: str) -> None:
-    units = clients * (privacy.max_rows or 1) if unit == "example" else clients
+def _refuse_delta(privacy: Privacy, units: int, what: str) -> None:
+    """Refuse a delta that could give up one of so many units whole."""
     if privacy.delta * units >= 1:
-        of = "clients × privacy.max_rows" if unit == "example" else "clients"
-        raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/({of}) = {1 / units:.3g}", given=privacy.delta)
+        raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/({what}) = {1 / units:.3g}", given=privacy.delta)

@@ -22,7 +22,7 @@ from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
 from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, UnknownScope
-from qedge.federated.example_guarantee import plan_for
+from qedge.federated.example_guarantee import plan_for, refuse_hopeless
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
 from qedge.federated.selection.client_facts import client_facts
@@ -60,7 +60,7 @@ def prepare(job: TrainingJob, settings: Settings, search: Json | None = None) ->
         client_facts(job, federation)  # refuses before the home is touched
     if job.privacy is not None:
         refuse_if_not_private(module)
-        plan_for(job, len(federation.clients), params, scope=None)  # refuses before the home is touched
+        refuse_hopeless(job, len(federation.clients), params)  # before the home is touched
     expected, private = expected_cohort(job.cohort, len(federation.clients)), job.privacy is not None
     sgd, schema = ALGORITHMS[job.algorithm.kind].client_update(job.algorithm), federation.schema
     together = chunk_size(expected, params, stacked=True)
