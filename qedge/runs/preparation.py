@@ -154,7 +154,8 @@ def _terms(
     if scope is None:
         scope = next((known for known in records.ledger.scopes() if known.name == name), None)
     if scope is None and not settings.ledger.open_by_job:
-        told = f"{name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g} --unit {job.privacy.unit}"
+        unit = "" if job.privacy.unit == "client" else f" --unit {job.privacy.unit}"
+        told = f"{name} --epsilon {job.privacy.epsilon:g} --delta {job.privacy.delta:g}{unit}"
         raise UnknownScope(
             f"no budget for these data; first: qedge budget set {told}",
             scope=name,

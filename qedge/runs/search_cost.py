@@ -125,7 +125,8 @@ def _set_budget(name: str, jobs: Sequence[TrainingJob]) -> str:
     totals = {order: [allowance(one.epsilon, delta, order) for one in asked] for order in ORDERS}
     epsilons = {order: epsilon_of(sum(nanos), order, delta) for order, nanos in totals.items() if min(nanos) > 0}
     order = min(epsilons, key=lambda candidate: epsilons[candidate])
-    return f"qedge budget set {name} --epsilon {_rounded_up(epsilons[order])} --delta {delta:g} --order {order} --unit {asked[0].unit}"
+    unit = "" if asked[0].unit == "client" else f" --unit {asked[0].unit}"
+    return f"qedge budget set {name} --epsilon {_rounded_up(epsilons[order])} --delta {delta:g} --order {order}{unit}"
 
 
 def _rounded_up(epsilon: float) -> str:

@@ -220,7 +220,7 @@ def test_local_scaling_is_refused_as_one_row_moves_all_others(make: Make):
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"privacy": {"delta": 1 / 300}}, InvalidPrivacy, "clients × privacy.max_rows"),
+        ({"privacy": {"delta": 1 / 30}}, InvalidPrivacy, "below 1/"),
         ({"privacy": {"epsilon": 200}}, InvalidPrivacy, "protects nothing"),
         ({"algorithm": {"kernel": "stacked"}}, ModelError, "book-keeping"),
         ({"model": {"kind": "tests.federated.test_example_privacy:mixing"}}, ModelError, "BatchNorm"),
@@ -230,6 +230,13 @@ def test_a_job_without_an_honest_guarantee_is_refused_before_the_home_is_touched
     with pytest.raises(error, match=said):
         train(make(**changes), backend="serial", settings=settings)
     assert not (settings.home / "ledger.db").exists()
+
+
+def test_a_delta_that_could_give_up_a_row_whole_is_refused_and_nothing_is_held(settings: Settings, make: Make):
+    with pytest.raises(InvalidPrivacy, match=r"clients × privacy\.max_rows"):
+        train(make(privacy={"delta": 1 / 300}), backend="serial", settings=settings)
+    assert Records.open(settings.home).ledger.scopes() == []
+    assert not list((settings.home / "runs").iterdir())
 
 
 def mixing(features: int, classes: int) -> torch.nn.Module:

@@ -78,9 +78,9 @@ def refuse_if_mixed(sums: HookSums, module: nn.Module, features: int, classes: i
     each = sums.each(rows, labels)
     expected = torch.stack([loop.gradient(rows[k : k + 1], labels[k : k + 1]) for k in range(_ROWS)])
     largest = float(expected.norm(dim=1).max())
-    sizes = [parameter.numel() for parameter in module.parameters()]
     names = [name for name, _ in module.named_parameters()]
-    for name, mine, theirs in zip(names, torch.split(each, sizes, dim=1), torch.split(expected, sizes, dim=1), strict=True):
+    split = torch.split(expected, [parameter.numel() for parameter in module.parameters()], dim=1)
+    for name, mine, theirs in zip(names, each, split, strict=True):
         off = float((mine - theirs).abs().max())
         if not off <= _SLACK * max(float(theirs.abs().max()), 1e-3 * largest):
             layer = name.rpartition(".")[0] or name

@@ -17,7 +17,7 @@ from qedge.errors import ModelError
 from qedge.kernels.per_example.sums import LoopSums, factors, only_finite, put
 from qedge.models import users_code
 
-BLOCK_BYTES = 64 << 20  # of gradients that are held one by one
+BLOCK_BYTES = 16 << 20  # of gradients that are held one by one; more is slower, as it leaves the caches
 
 
 class HookSums:
@@ -53,24 +53,28 @@ class HookSums:
 
     def _block(self, features: torch.Tensor, labels: torch.Tensor, bound: float) -> torch.Tensor:
         each = self.each(features, labels)
-        squares = torch.linalg.vecdot(each, each)
+        squares = torch.zeros(len(labels))
+        for gradients in each:
+            squares += torch.linalg.vecdot(gradients, gradients)
         finite = only_finite(squares, features, labels, lambda rows, theirs: self._block(rows, theirs, bound))
-        return factors(squares, bound) @ each if finite is None else finite
+        if finite is not None:
+            return finite
+        factor = factors(squares, bound)
+        return torch.cat([factor @ gradients for gradients in each])
 
-    def each(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The gradient of each row at the weights that the module has, [rows, params].
+    def each(self, features: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """Of each parameter the gradient of each row at the weights that the module has, [rows, numbers].
 
         Raises:
             ModelError: the model raises.
         """
-        if not len(labels):
-            return torch.zeros(0, sum(parameter.numel() for parameter in self.parameters))
+        rows = len(labels)
         for parameter in self.parameters:
             parameter.grad = parameter.grad_sample = None
-        with users_code("the model"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.autograd.backward(functional.cross_entropy(self.module.train()(features), labels, reduction="sum"))
-        rows = len(labels)
+        if rows:
+            with users_code("the model"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.autograd.backward(functional.cross_entropy(self.module.train()(features), labels, reduction="sum"))
         found = (getattr(parameter, "grad_sample", None) for parameter in self.parameters)
         pairs = zip(found, self.parameters, strict=True)
-        return torch.cat([torch.zeros(rows, one.numel()) if each is None else each.flatten(1) for each, one in pairs], dim=1)
+        return [torch.zeros(rows, one.numel()) if gradients is None else gradients.flatten(1) for gradients, one in pairs]
