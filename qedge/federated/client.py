@@ -102,7 +102,7 @@ class FederatedClient:
         is not finite, and nobody hears of it: that it failed is as private as its rows.
 
         Raises:
-            Diverged: without privacy, an update that is not finite.
+            Diverged: without privacy, or where noise is in it already, an update that is not finite.
         """
         with single_thread():
             sums = [self._chunk_sum(broadcast, chunk) for chunk in chunks]

@@ -19,6 +19,7 @@ from qedge.kernels.per_example.convolutional import ConvolutionalSums, prefers_g
 from qedge.kernels.per_example.hooks import HookSums
 from qedge.kernels.per_example.sums import ExampleSums, LoopSums
 from qedge.models import affine_layers, build
+from qedge.privacy.example_sums import CLIP_WITHIN
 
 
 class Hidden(nn.Module):
@@ -207,6 +208,6 @@ def test_emptying_one_row_moves_the_float32_sum_by_less_than_the_bound(kind: str
     inputs *= size
     gone = at.draw(st.integers(0, rows - 1))
     kept = torch.arange(rows) != gone
-    whole = sums.clipped_sum(_weights(module), inputs, labels, 1 - 2.0**-10).double().clone()
-    rest = sums.clipped_sum(_weights(module), inputs[kept], labels[kept], 1 - 2.0**-10).double()
+    whole = sums.clipped_sum(_weights(module), inputs, labels, CLIP_WITHIN).double().clone()
+    rest = sums.clipped_sum(_weights(module), inputs[kept], labels[kept], CLIP_WITHIN).double()
     assert (whole - rest).norm() <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from qedge.errors import InvalidPrivacy
 from qedge.privacy.accounting import ORDERS
-from qedge.privacy.example_sums import LEAST_VARIANCE, NoisySteps, SumGrid
+from qedge.privacy.example_sums import LEAST_VARIANCE, NoisySteps, SumGrid, least_variance
 from qedge.privacy.mechanisms import SeededNoise
 
 
@@ -45,6 +46,35 @@ def test_the_moments_of_what_one_row_moves_stay_under_the_sensitivity(moved: lis
         for u in (0.0, 0.25, 0.5, 0.999):
             assert math.floor(start + delta + u) - math.floor(start + u) in (low - (delta == low), low, low + 1)
     assert log_mean <= t * grid.sensitivity_squared
+
+
+@given(
+    sets=st.lists(st.integers(1, 20), min_size=2, max_size=12),
+    params=st.integers(1, 4),
+    alike=st.booleans(),
+    seed=st.integers(0, 9999),
+    refined=st.integers(1, 4),
+)
+@hypothesis_settings(max_examples=200)
+def test_the_moments_of_what_a_clients_rows_move_together_stay_under_theirs(sets, params, alike, seed, refined):
+    """Sets of J_i rows move the integers by Δ_i(u), all by the same u: the exact mean of exp(Σ_{i<k} <Δ_i, Δ_k>/σ²) over u, against
+    exp(Σ_{i<k} J_i J_k · sensitivity_squared/σ²) with the least noise for which that is claimed."""
+    grid, generator = SumGrid(1.0, params, refined), np.random.default_rng(seed)
+    variance = least_variance(len(sets), 20)
+    directions = generator.standard_normal((1 if alike else len(sets), params))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    moved = directions * np.array(sets)[:, None] * grid.scale * (1.0 if seed % 2 else generator.random())
+    log_mean = 0.0
+    for entries in moved.T:
+        edges = np.unique([0.0, 1.0, *(math.floor(entry) + 1 - entry for entry in entries)])
+        terms = []
+        for low, high in pairwise(edges):
+            integers = np.floor(entries + (low + high) / 2)
+            terms.append(math.log(high - low) + (integers.sum() ** 2 - (integers**2).sum()) / 2 / variance)
+        log_mean += float(np.logaddexp.reduce(terms))
+    together = (sum(sets) ** 2 - sum(one * one for one in sets)) / 2
+    assert log_mean <= together * grid.sensitivity_squared_at(len(sets), 20, variance) / variance
+    assert grid.sensitivity_squared_at(len(sets), 20, variance - 1) >= (grid.scale + math.sqrt(params)) ** 2
 
 
 def test_a_sum_is_rounded_to_its_own_mean():

@@ -33,7 +33,7 @@ class HookSums:
             from opacus.grad_sample import GradSampleModule
         try:
             self.module = GradSampleModule(copy.deepcopy(module), batch_first=True, loss_reduction="sum")
-        except (NotImplementedError, ValueError) as error:
+        except (RuntimeError, ValueError) as error:
             raise ModelError(f"the model has a layer whose examples Opacus cannot tell apart: {error}") from error
         self.parameters = list(self.module.parameters())
         self.loop = LoopSums(module)
