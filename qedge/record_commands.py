@@ -25,10 +25,11 @@ def budget() -> None:
 @click.argument("scope")
 @click.option("--epsilon", type=float, required=True)
 @click.option("--delta", type=float, required=True)
+@click.option("--unit", type=click.Choice(["client", "example"]), help="What a new scope protects; default: whole clients.")
 @click.option("--order", type=int, help="Rényi order to freeze with a new scope; default: the best one for the budget.")
 @click.option("--actor", default=None, help="Who sets it; default: the user of this machine.")
-def budget_set(context: Context, scope: str, epsilon: float, delta: float, order: int | None, actor: str | None) -> Facts:
-    """Open a scope, or change its epsilon (delta and order are frozen with it)."""
+def budget_set(context: Context, scope: str, epsilon: float, delta: float, unit: str | None, order: int | None, actor: str | None) -> Facts:
+    """Open a scope, or change its epsilon (delta, order and unit are frozen with it)."""
     import getpass
 
     from qedge.display import show_budgets
@@ -36,7 +37,7 @@ def budget_set(context: Context, scope: str, epsilon: float, delta: float, order
     from qedge.records import Records
 
     records = Records.open(context.settings.home)
-    state = records.ledger.set_budget(scope, epsilon=epsilon, delta=delta, order=order, actor=actor or getpass.getuser())
+    state = records.ledger.set_budget(scope, unit=unit, epsilon=epsilon, delta=delta, order=order, actor=actor or getpass.getuser())
     warnings = []
     if most_epsilon(state) == 0:
         told = (

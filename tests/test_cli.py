@@ -153,6 +153,18 @@ def test_a_budget_says_what_a_new_job_may_ask_and_such_a_job_is_held(qedge):
     assert Records.open(settings.home).ledger.plan(held.run) is not None
 
 
+def test_a_budget_can_be_opened_for_single_examples_and_its_unit_is_frozen(qedge):
+    qedge("budget", "set", "wine", "--epsilon", "10", "--delta", "0.001", "--unit", "example")
+    _, shown = qedge("budget", "show", "wine")
+    assert shown["scopes"][0]["unit"] == "example"
+    kept, _ = qedge("budget", "set", "wine", "--epsilon", "12", "--delta", "0.001")
+    assert kept.exit_code == 0
+    other, refused = qedge("budget", "set", "wine", "--epsilon", "12", "--delta", "0.001", "--unit", "client")
+    assert (other.exit_code, refused["error"]["code"]) == (2, "privacy.invalid")
+    unfit, refused = qedge("train", _job(), "--backend", "serial")
+    assert (unfit.exit_code, refused["error"]["code"]) == (2, "privacy.scope-conflict")
+
+
 def test_a_cap_below_what_is_spent_is_set_with_a_warning_that_nothing_more_fits(qedge):
     set_first = ("budget", "set", "wine", "--epsilon", "10", "--delta", "0.01")
     result, answer = qedge(*set_first)

@@ -30,6 +30,7 @@ _DOMAIN = "receipt"
 
 Decimal = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]+)?$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Adversary = Literal["released model", "roster holder", "server", "colluding participants"]
 Covered = Literal["public by declaration", "charged", "local", "NOT COVERED"]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}$")]
 
@@ -66,7 +67,10 @@ class Share(_Part):
 
 
 class Mechanism(_Part):
-    """The noise that was added, in grid units except `clipping_bound` and `grid_step`; with a bound that follows a quantile, its first."""
+    """The noise that was added, in grid units except `clipping_bound` and `grid_step`; with a bound that follows a quantile, its first.
+
+    With DP-SGD at the clients, that of every local step: sampling and rate are of a client's examples.
+    """
 
     name: str
     clipping_bound: Decimal
@@ -81,6 +85,8 @@ class Mechanism(_Part):
     count_weight: int = Field(default=0, ge=0, description="with a bound that follows a quantile: what a client adds to its noisy count")
     strategy: tuple[int, ...] = Field(default=(), description="with noise that is correlated over rounds: the band of its matrix")
     share: Share | None = Field(default=None, description="with noise that clients add: each one's part; `variance` is what is counted on")
+    steps: int = Field(default=0, ge=0, description="with DP-SGD at the clients: local steps a round, each released by itself")
+    max_rows: int = Field(default=0, ge=0, description="with DP-SGD at the clients: rows of a client that are drawn from, at most")
 
 
 class Accountant(_Part):
@@ -94,7 +100,7 @@ class Accountant(_Part):
 class Guarantee(_Part):
     """(epsilon, delta) against one adversary."""
 
-    adversary: Literal["released model", "roster holder", "server", "colluding participants"]
+    adversary: Adversary
     epsilon: Decimal
     delta: Decimal
     how: str

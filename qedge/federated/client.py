@@ -17,24 +17,28 @@ from qedge.algorithms import scaffold
 from qedge.algorithms.choice import ALGORITHMS
 from qedge.data.federation import Rows
 from qedge.federated.client_evaluation import ClientEvaluation
+from qedge.federated.example_training import ExampleTraining
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody, timed
 from qedge.kernels.batches import ClientBatches, plan, single_thread, steps_of
 from qedge.kernels.choice import build_kernel, made_up_clients
 from qedge.kernels.own_loop import OwnLoopKernel
+from qedge.kernels.per_example.choice import build_sums, sums_difference
 from qedge.kernels.sequential import SequentialKernel
 from qedge.kernels.weighted_total import weighted_total
 from qedge.models import build, parameters_vector
 from qedge.privacy.clipping import Grid, fixed_point, to_grid, within_bound
+from qedge.privacy.mechanisms import NoiseSource, SystemNoise
 
 AHEAD_BYTES = 64 << 20
 AGREES_WITHIN = 1e-2  # of the largest update; rounding is far less, but may tip a ReLU over that is within rounding of zero
 
 
 class FederatedClient:
-    """Stands for every client whose rows it was given."""
+    """Stands for every client whose rows it was given; noise: of those that add it themselves."""
 
-    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None) -> None:
+    def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, noise: NoiseSource | None = None) -> None:
         self.spec = spec
+        self.noise = noise or SystemNoise()
         self.train = train
         self.module = build(spec.model, spec.features, spec.classes, spec.seed)
         self.ahead: dict[tuple[int, bytes], tuple[Any, float]] = {}
@@ -45,6 +49,10 @@ class FederatedClient:
     def use_kernel(self, name: str) -> None:
         """Train with the kernel of that name from now on."""
         self.ahead = {}
+        self.examples: ExampleTraining | None = None
+        if self.spec.examples is not None:
+            self.examples = ExampleTraining(self.spec.examples, self.sgd, build_sums(name, self.module), self.noise)
+            return
         self.kernel = build_kernel(
             name,
             self.module,
@@ -60,6 +68,9 @@ class FederatedClient:
 
         On made-up rows, so that what comes of it tells nothing of anybody's.
         """
+        if self.examples is not None:
+            with single_thread():
+                return sums_difference(self.examples.sums, self.module, self.spec.features, self.spec.classes, AGREES_WITHIN)
         if isinstance(self.kernel, SequentialKernel | OwnLoopKernel):
             return None
         clients = made_up_clients(self.spec.algorithm, self.spec.features, self.spec.classes, 2)
@@ -73,7 +84,7 @@ class FederatedClient:
 
     def prepare(self, round_number: int, chunks: Sequence[Chunk]) -> None:
         """Gather what a later `partial_sum` of that round will train on, until 64 MiB are full; it finds the same without."""
-        room = AHEAD_BYTES
+        room = AHEAD_BYTES if self.examples is None else 0  # batches that are drawn at each step cannot be
         self.ahead = {}
         with single_thread():
             for chunk in chunks:
@@ -91,7 +102,7 @@ class FederatedClient:
         is not finite, and nobody hears of it: that it failed is as private as its rows.
 
         Raises:
-            Diverged: without privacy, an update that is not finite.
+            Diverged: without privacy, or where noise is in it already, an update that is not finite.
         """
         with single_thread():
             sums = [self._chunk_sum(broadcast, chunk) for chunk in chunks]
@@ -99,6 +110,8 @@ class FederatedClient:
 
     def _chunk_sum(self, broadcast: Broadcast, chunk: Chunk) -> PartialSum:
         seconds: dict[str, float] = {}
+        if self.examples is not None:
+            return self._noised(broadcast, chunk, self.examples, seconds)
         ready = self.ahead.pop((broadcast.round, chunk.name), None)
         if ready is None:
             with timed(seconds, "gather"):
@@ -113,6 +126,14 @@ class FederatedClient:
         with timed(seconds, "sum"):
             total = self._rounded(broadcast, chunk, trained.values, self._grid(broadcast, grid)).sum(axis=0)
         return PartialSum(total, len(chunk.clients), seconds=seconds, gather_s=gather_s)
+
+    def _noised(self, broadcast: Broadcast, chunk: Chunk, examples: ExampleTraining, seconds: dict[str, float]) -> PartialSum:
+        """A chunk of clients that add their noise themselves, all of the same weight, those without rows as well."""
+        with timed(seconds, "train"):
+            updates = examples.updates(broadcast.weights, self.train, chunk.clients.tolist())
+        with timed(seconds, "sum"):
+            total = fixed_point(updates, [1] * len(updates))
+        return PartialSum(total, len(chunk.clients), seconds=seconds)
 
     def _weighted(self, broadcast: Broadcast, chunk: Chunk, prepared: Any, seconds: dict[str, float], gather_s: float) -> PartialSum:
         """A chunk without privacy, each client weighted by its rows."""

@@ -84,12 +84,13 @@ class Coordinator:
             classes=len(schema.labels),
             algorithm=self.job.algorithm,
             kernel=str((replaced or record)["kernel"]),
-            grid=self.guarantee.grid if self.guarantee else None,
+            grid=self.guarantee.updates_grid if self.guarantee else None,
             count_weight=self.guarantee.count_weight if self.guarantee else 0,
             key=self.key.derive("clients"),
             seed=self.job.seed,
             secure=self.job.secure_aggregation,
             share=self.guarantee.share if self.guarantee else None,
+            examples=self.guarantee.noisy_steps if self.guarantee else None,
         )
         own_test = None if self.federation.test_public_file else self.federation.test
         self.workers = make_workers(spec, self.federation.train, own_test)

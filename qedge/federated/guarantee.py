@@ -1,49 +1,37 @@
-"""What a run under privacy will cost and may claim, decided whole before anything is computed.
+"""What a run under privacy costs and may claim: decided whole before anything is computed (`planning`, `example_guarantee`).
 
 Central client-level differential privacy on the integer grid: relation zero-out (one client's rows emptied, the number of
 clients public), sensitivity one bound, discrete Gaussian noise (Canonne, Kamath, Steinke 2020), Poisson sampling accounted at
 integer orders (Mironov, Talwar, Zhang 2019). A cohort of fixed size is accounted without amplification, at twice the bound.
-Clients that take turns are accounted as one release of the whole run, its noise correlated over rounds (`qedge.privacy.banded`).
+Clients that take turns are accounted as one release of the whole run, its noise correlated over rounds (`qedge.privacy.banded`); in secure
+sums clients add the noise, and the server is who it is accounted against (`qedge.privacy.distributed`).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from qedge.analytics.encoding import bounds_of
 from qedge.errors import InvalidPrivacy
-from qedge.federated.selection.drawing import expected_cohort
-from qedge.job import Privacy, SecureAggregation, TrainingJob
+from qedge.job import TrainingJob
 from qedge.privacy import banded
 from qedge.privacy.accounting import (
-    NANO,
-    Calibration,
     RenyiCost,
-    allowance,
     best_order,
-    calibrate,
     epsilon_of,
-    evaluation_variance,
     exact_delta,
     sampled_gaussian,
 )
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
-from qedge.privacy.distributed import NoiseShare, SharedCalibration, calibrate_shares
+from qedge.privacy.distributed import NoiseShare
+from qedge.privacy.example_sums import NoisySteps, SumGrid
 from qedge.privacy.mechanisms import DiscreteGaussian
-from qedge.secure_aggregation.ring import Ring
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
 EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each of which a client adds at most so many
 _UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
-_MOST_BANDS = 32  # as many exact sums have to be kept; more gain little
-WRAPS = 1e-9  # chance a round, at most, that noise takes a secure sum out of its ring
-_SCALING_DEVIATION = 1 << 14  # of its noise in grid units, roughly: rounding is lost in it up to millions of clients
-_EVALUATION_SHARE = 0.05  # of the run's allowance, for the one evaluation at the end
 
 
 @dataclass(frozen=True)
@@ -73,10 +61,12 @@ class Guarantee:
     None; count_weight: w of `release.AdaptiveClipping`, or 0; strategy: coefficients of the banded strategy and separation, the rounds
     between two of a client, where clients take turns, else () and 0; share: what each client adds where nobody else adds noise, in secure
     sums on `ring_bits`; honest: how many shares at least are in the sum of a group that no colluder knows, which `variance` counts on;
-    opened: how many shares at least are in the sum of all groups, and how many of them no colluder knows.
+    opened: how many shares at least are in the sum of all groups, and how many of them no colluder knows; steps, max_rows: with DP-SGD at
+    the clients, whose grid, sensitivity, variance and rate are those of a step, else 0; unit: what it holds for, the unit of the scope
+    that it charges.
     """
 
-    grid: Grid
+    grid: Grid | SumGrid
     sensitivity_squared: int
     variance: int
     rate: float
@@ -94,11 +84,24 @@ class Guarantee:
     honest: int = 0
     opened: tuple[int, int] = (0, 0)
     ring_bits: int = 0
+    steps: int = 0
+    max_rows: int = 0
+    unit: str = "client"
 
     @property
     def length(self) -> int:
         """Entries of what a client gives: its update, and whether it was within the bound where clients say so."""
         return self.grid.params + (1 if self.count_weight else 0)
+
+    @property
+    def noisy_steps(self) -> NoisySteps | None:
+        """What clients do in a round of DP-SGD; None where their updates are clipped whole."""
+        return NoisySteps(self.grid, self.variance, self.rate, self.steps, self.max_rows) if isinstance(self.grid, SumGrid) else None
+
+    @property
+    def updates_grid(self) -> Grid | None:
+        """What clients' whole updates are clipped and rounded to; None under DP-SGD."""
+        return self.grid if isinstance(self.grid, Grid) else None
 
     @property
     def noise_multiplier(self) -> float:
@@ -111,7 +114,7 @@ class Guarantee:
         dimensions = self.grid.params + (1 if self.count_weight else 0)
         if self.share is not None:  # each of the shares that are counted on may be off by as much
             return self.share.total_variation * self.length * self.rounds * self.honest
-        whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds
+        whole = DiscreteGaussian(self.variance).total_variation * dimensions * self.rounds * max(1, self.steps)
         whole += 2 * DiscreteGaussian(self.evaluation_variance).total_variation if self.evaluation_variance else 0.0
         return whole + (self.scaling.dimensions * DiscreteGaussian(self.scaling.variance).total_variation if self.scaling else 0.0)
 
@@ -136,9 +139,9 @@ class Guarantee:
         """Against whoever knows who took part in every round: the same noise with no amplification by sampling.
 
         None where the noise is not sampled exactly enough to prove so large an epsilon. Under secure aggregation that is whom the plan is
-        charged against: the server.
+        charged against, the server; and DP-SGD does not count on secret cohorts.
         """
-        if self.share is not None:
+        if self.share is not None or self.steps:
             return self.epsilon(self.rounds)
         once = sampled_gaussian(self.sensitivity_squared, self.variance, 1.0)
         unsampled = self.per_round * self.rounds if self.strategy else once * self.rounds
@@ -194,166 +197,19 @@ class Guarantee:
             "honest": self.honest,
             "opened": list(self.opened),
             "ring_bits": self.ring_bits,
+            "steps": self.steps,
+            "max_rows": self.max_rows,
+            "unit": self.unit,
+            "refined": self.grid.refined if isinstance(self.grid, SumGrid) else 0,
         }
-
-
-def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | None) -> Guarantee:
-    """The least noise with which the whole job costs at most its epsilon.
-
-    order: the Rényi order that the scope to be charged has frozen, or None when the job will open it.
-
-    Raises:
-        InvalidPrivacy: one client, delta not below 1/clients, or no noise that would do.
-    """
-    privacy = job.privacy
-    if privacy is None:
-        raise InvalidPrivacy("the job says 'privacy: none', there is nothing to guarantee")
-    if clients < 2:
-        raise InvalidPrivacy("client-level privacy needs at least two clients; the client column names one")
-    if privacy.delta >= 1 / clients:
-        raise InvalidPrivacy(f"privacy.delta is {privacy.delta}; accepted: below 1/clients = {1 / clients:.3g}", given=privacy.delta)
-    grid = Grid(privacy.clipping.bound, params)
-    evaluated = job.data.test is not None and charged_evaluation(job)
-    scaled = job.data.scale_epsilon if job.data.scale == "private" else 0.0
-    share = 1 - (_EVALUATION_SHARE if evaluated else 0.0) - scaled
-    if job.secure_aggregation is not None:
-        guarantee = _shared(job, privacy, grid, job.secure_aggregation, order)
-    elif job.cohort.period is not None:
-        guarantee = _in_turns(job, privacy, grid, job.cohort.period, share, order)
-    else:
-        guarantee = _sampled(job, privacy, grid, expected_cohort(job.cohort, clients), share, order)
-    if evaluated:
-        left = round(guarantee.per_round.at(guarantee.order) * job.rounds * _EVALUATION_SHARE / share)
-        variance = evaluation_variance(left, guarantee.order, EVALUATION_SENSITIVITY_SQUARED)
-        evaluation = sampled_gaussian(EVALUATION_SENSITIVITY_SQUARED, variance, 1.0)
-        guarantee = replace(guarantee, evaluation=evaluation, evaluation_variance=variance)
-    if scaled:
-        guarantee = replace(guarantee, scaling=_scaling(guarantee, 2 * len(job.data.ranges or {}), scaled / share))
-    if not guarantee.is_exact_at(privacy.epsilon):
-        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
-    return guarantee
-
-
-def _scaling(guarantee: Guarantee, dimensions: int, of_rounds: float) -> Scaling:
-    """The least noise for the release before training. of_rounds: what it may cost, as a share of all rounds."""
-    nanos = math.floor(Fraction(of_rounds) * guarantee.per_round.at(guarantee.order) * guarantee.rounds)
-    if nanos < 1:
-        raise InvalidPrivacy("privacy.epsilon leaves nothing for 'scale: private'; accepted: a larger one, or 'scale: given'")
-    multiplier = math.sqrt(guarantee.order * NANO / (2 * nanos))
-    bound = bounds_of([Fraction(1)] * dimensions, multiplier, _SCALING_DEVIATION)[0]
-    variance = evaluation_variance(nanos, guarantee.order, dimensions * bound**2)
-    return Scaling(bound, dimensions, variance, sampled_gaussian(dimensions * bound**2, variance, 1.0))
-
-
-def _sampled(job: TrainingJob, privacy: Privacy, grid: Grid, expected: float, share: float, order: int | None) -> Guarantee:
-    """Cohorts drawn anew each round, with independent noise."""
-    poisson = job.cohort.sampling == "poisson"
-    rate = job.cohort.rate or 1.0 if poisson else 1.0
-
-    def calibrated(sensitivity_squared: int) -> Calibration:
-        return calibrate(privacy.epsilon, privacy.delta, sensitivity_squared, rate, job.rounds, order=order, share=share)
-
-    def counted(count_weight: int) -> int:
-        return (grid.sensitivity_squared + count_weight**2) * (1 if poisson else 4)
-
-    fit, weight = calibrated(counted(0)), 0
-    if privacy.clipping.quantile is not None:
-        weight = _count_weight(grid, fit.variance, expected)
-        fit = calibrated(counted(weight))
-    return Guarantee(
-        grid,
-        sensitivity_squared=counted(weight),
-        variance=fit.variance,
-        rate=rate,
-        rounds=job.rounds,
-        order=fit.order,
-        delta=privacy.delta,
-        per_round=fit.cost_round,
-        count_weight=weight,
-    )
-
-
-def _shared(job: TrainingJob, privacy: Privacy, grid: Grid, secure: SecureAggregation, order: int | None) -> Guarantee:
-    """Each client adds a share of the noise: accounted against the server, which knows the cohort and sees the sum of each group.
-
-    Nothing is amplified: cohorts are no secret to the server, and do not depend on anybody's rows, so that emptying a client moves its
-    group's sum by one bound.
-    """
-    groups = secure.groups(job.cohort.size or 0)
-    honest, most = min(group.honest for group in groups), max(group.members for group in groups)
-
-    def fit(count_weight: int) -> SharedCalibration:
-        squared, length = grid.sensitivity_squared + count_weight**2, grid.params + (1 if count_weight else 0)
-        return calibrate_shares(job.noise, privacy.epsilon, privacy.delta, squared, length, honest, job.rounds, order=order)
-
-    calibrated, weight = fit(0), 0
-    if privacy.clipping.quantile is not None:
-        weight = _count_weight(grid, calibrated.share.variance * honest, float(job.cohort.size or 1))
-        calibrated = fit(weight)
-    squared, length = grid.sensitivity_squared + weight**2, grid.params + (1 if weight else 0)
-    reach = most * math.isqrt(squared) + calibrated.share.reach(most, length, WRAPS)
-    return Guarantee(
-        grid,
-        sensitivity_squared=squared,
-        variance=calibrated.share.variance * honest,
-        rate=1.0,
-        rounds=job.rounds,
-        order=calibrated.order,
-        delta=privacy.delta,
-        per_round=calibrated.cost_round,
-        count_weight=weight,
-        share=calibrated.share,
-        honest=honest,
-        opened=(sum(group.survivors for group in groups), sum(group.honest for group in groups)),
-        ring_bits=Ring.holding(reach).bits,
-    )
-
-
-def _count_weight(grid: Grid, variance: int, expected: float) -> int:
-    """What a client adds to the count of those within the clipping bound.
-
-    A standard deviation of a twentieth of the cohort on the count, as Andrew et al. (2021) advise, σ/(2w) = m/20; but of small cohorts,
-    where that would cost most of the budget, no more than a twentieth of the squared sensitivity.
-    """
-    most = math.isqrt(grid.sensitivity_squared // 20)
-    return max(1, min(most, round(10 * math.sqrt(variance) / max(1.0, expected))))
-
-
-def _in_turns(job: TrainingJob, privacy: Privacy, grid: Grid, period: int, share: float, order: int | None) -> Guarantee:
-    """Every client once a period, with noise correlated over rounds: one release of the whole run, held and charged in equal parts.
-
-    A part may be less than a round cost by itself, so such a plan is never given back.
-    """
-    strategy = banded.design(job.rounds, period, _MOST_BANDS)
-    sensitivity_squared = grid.sensitivity_squared * banded.sensitivity_squared(strategy, job.rounds, period)
-    fit = calibrate(privacy.epsilon, privacy.delta, sensitivity_squared, 1.0, 1, order=order, share=share)
-    allowed, variance = math.floor(Fraction(share) * allowance(privacy.epsilon, privacy.delta, fit.order)), fit.variance
-    while (per_round := _parts(sensitivity_squared, variance, job.rounds)).at(fit.order) * job.rounds > allowed:
-        variance += variance // 10**6 + 1  # parts are rounded up
-    return Guarantee(
-        grid,
-        sensitivity_squared=sensitivity_squared,
-        variance=variance,
-        rate=1.0,
-        rounds=job.rounds,
-        order=fit.order,
-        delta=privacy.delta,
-        per_round=per_round,
-        strategy=strategy.coefficients,
-        separation=period,
-    )
-
-
-def _parts(sensitivity_squared: int, variance: int, rounds: int) -> RenyiCost:
-    """One of so many equal parts of an unsampled release, rounded up."""
-    return RenyiCost(tuple(-(-nanos // rounds) for nanos in sampled_gaussian(sensitivity_squared, variance, 1.0).nanos))
 
 
 def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
     """The guarantee that `plain` put on record."""
     evaluation, variance, share, opened = (values[name] for name in ("evaluation", "evaluation_variance", "share", "opened"))
+    bound, params, refined = float(str(values["bound"])), int(str(values["params"])), int(str(values["refined"]))
     return Guarantee(
-        grid=Grid(float(str(values["bound"])), int(str(values["params"]))),
+        grid=SumGrid(bound, params, refined) if refined else Grid(bound, params),
         sensitivity_squared=int(str(values["sensitivity_squared"])),
         variance=int(str(values["variance"])),
         rate=float(str(values["rate"])),
@@ -371,6 +227,9 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
         ring_bits=int(str(values["ring_bits"])),
         scaling=_read_scaling(values.get("scaling")),
+        steps=int(str(values["steps"])),
+        max_rows=int(str(values["max_rows"])),
+        unit=str(values["unit"]),
     )
 
 

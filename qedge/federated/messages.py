@@ -13,6 +13,7 @@ from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model, SecureAggregation
 from qedge.privacy.clipping import Grid, add_exactly
 from qedge.privacy.distributed import NoiseShare
+from qedge.privacy.example_sums import NoisySteps
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ClientSpec:
     seed: int
     secure: SecureAggregation | None = None
     share: NoiseShare | None = None  # under secure aggregation: what each client adds to its own integers
+    examples: NoisySteps | None = None  # what clients do in a round of DP-SGD
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What leaves a private round: the exact integer sum with noise, and what that says of the mean update.
 
-Four ways, all on the grid that clients rounded to:
+Five ways, the first four on the grid that clients rounded to:
 
 - one clipping bound for the whole run;
 - a bound that follows a quantile of the clients' norms (Andrew, Thakkar, McMahan, Ramaswamy, "Differentially private learning with
@@ -8,7 +8,8 @@ Four ways, all on the grid that clients rounded to:
   not, the noisy sum of which moves the bound by C ← C exp(−η(b̃ − γ)). Departure: the coordinate is part of the very vector that is
   noised, so one sensitivity B² + w² accounts for both, instead of two Gaussians that are combined;
 - noise that is correlated over rounds, for clients that turn up in a fixed order (`qedge.privacy.banded`);
-- a share of the noise from each client, in secure sums.
+- a share of the noise from each client, in secure sums;
+- none, after DP-SGD at the clients: what they gave was released as it left them (`qedge.federated.example_training`).
 
 A mechanism is told of each round once, in order, by `mean`; `arrays` is what it must be given to go on from there.
 """
@@ -25,16 +26,18 @@ import numpy as np
 from qedge.federated.guarantee import Guarantee
 from qedge.job import Clipping
 from qedge.privacy.banded import BandedStrategy, mix, unmix
-from qedge.privacy.clipping import Grid, from_grid
+from qedge.privacy.clipping import FIXED_STEP, Grid, from_grid
 from qedge.privacy.mechanisms import DiscreteGaussian, NoiseSource
 
 _BOUNDS = (1e-30, 1e30)  # of the clipping bound: a normal float whatever the noise says
 
 
 class Mechanism(Protocol):
-    """bound: what the coming round's updates are clipped to."""
+    """bound: what the coming round's updates are clipped to; None: clients clip nothing whole."""
 
-    bound: float
+    @property
+    def bound(self) -> float | None:
+        """See above."""
 
     def noised(self, exact: np.ndarray, source: NoiseSource) -> np.ndarray:
         """What is released of a round's exact sum, both [dimensions] int64."""
@@ -53,11 +56,34 @@ def build_mechanism(guarantee: Guarantee, clipping: Clipping, kept: Mapping[str,
     """The mechanism of a run, as it stood when `arrays` gave `kept`; as before the first round where that is empty."""
     if guarantee.share is not None:
         return NoiseOfClients(guarantee, clipping, kept)
+    if guarantee.noisy_steps is not None:
+        return NoisyClients()
     if guarantee.strategy:
         return CorrelatedNoise(guarantee, kept)
     if clipping.quantile is not None:
         return AdaptiveClipping(guarantee, clipping.quantile, clipping.learning_rate, kept)
     return FixedClipping(guarantee)
+
+
+class NoisyClients:
+    """Clients' updates came with their noise in them, in fixed point: their mean over the expected cohort is all that is left to do."""
+
+    bound = None
+
+    def noised(self, exact: np.ndarray, source: NoiseSource) -> np.ndarray:
+        """See `Mechanism.noised`."""
+        return exact
+
+    def kept(self, exact: np.ndarray) -> None:
+        """See `Mechanism.kept`."""
+
+    def mean(self, released: np.ndarray, kept: np.ndarray | None, expected: float) -> np.ndarray:
+        """See `Mechanism.mean`. All clients count the same: how many rows each has is private."""
+        return from_grid(released, FIXED_STEP, expected)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """See `Mechanism.arrays`."""
+        return {}
 
 
 class FixedClipping:

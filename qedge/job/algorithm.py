@@ -35,7 +35,7 @@ class Algorithm(Part):
     )
     loop: str | None = Field(default=None, description="your own training of a client, 'package.module:function'")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments for your own loop")
-    kernel: Literal["auto", "sequential", "stacked", "gram", "convolutional", "vmapped"] = Field(
+    kernel: Literal["auto", "sequential", "stacked", "gram", "convolutional", "vmapped", "book-keeping", "hooks"] = Field(
         default="auto", description="auto: the fastest that trains the model, measured once on public shapes"
     )
     max_rows: int = Field(default=4096, ge=1, description="public cap on a client's rows a round")

@@ -13,7 +13,7 @@ LATER = {
     "aggregation": {"median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "norm-bound"},
     "cohort.sampling": set(),
     "privacy.noise": set(),
-    "privacy.unit": {"example"},
+    "privacy.unit": set(),
     "model.kind": {"hybrid"},
 }
 NOW = {
@@ -21,7 +21,7 @@ NOW = {
     "aggregation": {"mean"},
     "cohort.sampling": {"cyclic", "oort", "poisson", "power-of-choice", "resource", "stratified", "uniform"},
     "privacy.noise": {"central", "discrete-gaussian", "skellam"},
-    "privacy.unit": {"client"},
+    "privacy.unit": {"client", "example"},
     "model.kind": {"linear", "mlp", "cnn"},
 }
 

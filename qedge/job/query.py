@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import Field, JsonValue, ValidationError, field_validator, model_validator
 
-from qedge.errors import InvalidJob
+from qedge.errors import InvalidJob, InvalidPrivacy
 from qedge.job.data import BUILT_IN, FileName, Partition
 from qedge.job.explanation import explain
-from qedge.job.part import Part, known
+from qedge.job.part import Part
 from qedge.job.statistics import HeavyHitters, Statistic, read_statistic
 from qedge.yaml_mapping import read_mapping
 
@@ -52,7 +52,9 @@ class QueryPrivacy(Part):
     @field_validator("unit")
     @classmethod
     def _unit(cls, value: str) -> str:
-        return known("privacy.unit", value)
+        if value != "client":
+            raise InvalidPrivacy(f"privacy.unit is '{value}': a query protects whole clients; accepted: client", given=value)
+        return value
 
 
 class Query(Part):

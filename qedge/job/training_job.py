@@ -24,7 +24,14 @@ from qedge.job.rollback import Rollback
 from qedge.job.secure_aggregation import SecureAggregation
 from qedge.yaml_mapping import read_mapping
 
-PRIVACY_PARAMETERS = {"privacy.epsilon", "privacy.delta", "privacy.clipping.bound", "privacy.clipping.quantile", "cohort.rate"}
+PRIVACY_PARAMETERS = {
+    "privacy.epsilon",
+    "privacy.delta",
+    "privacy.clipping.bound",
+    "privacy.clipping.quantile",
+    "privacy.rate",
+    "cohort.rate",
+}
 
 
 class TrainingJob(Part):
@@ -89,6 +96,8 @@ class TrainingJob(Part):
             self._check_secure(self.secure_aggregation)
         if self.algorithm.buffer is not None:
             self._check_buffer(self.algorithm.buffer)
+        if self.privacy is not None and self.privacy.unit == "example":
+            self._check_examples()
         if self.algorithm.layers == "body" and self.privacy is not None:
             raise PrivacyError(
                 "algorithm: 'layers: body' leaves the head as it is, and noise would move it; accepted: 'layers: all', or 'privacy: none'"
@@ -136,6 +145,7 @@ class TrainingJob(Part):
                 cohort.period is not None and self.privacy is not None,
                 "cohort: 'cyclic' noise spans rounds; accepted: 'uniform'",
             ),
+            (self.privacy is not None and self.privacy.unit == "example", "privacy.unit: 'example' noise is in each update as it leaves"),
             (self.personalisation is not None, "personalisation: is measured client by client"),
             (self.data.scale == "private", "data: the noise on 'scale: private' is the coordinator's; accepted: given, local, none"),
             (held_out, "data: held-out rows are evaluated outside of sums; accepted: 'evaluation: public', or a file of public rows"),
@@ -160,6 +170,32 @@ class TrainingJob(Part):
             )
         if buffer > self.cohort.size:
             raise InvalidJob(f"algorithm.buffer is {buffer}; accepted: at most 'cohort.size', {self.cohort.size}", given=buffer)
+
+    def _check_examples(self) -> None:
+        """What has no bound, or no meaning, when each row is protected by itself."""
+        if self.data.scale == "local":
+            raise PrivacyError(
+                "data: 'scale: local' lets one row move all others of its client, and 'unit: example' bounds each by itself; "
+                "accepted: 'scale: given' with public ranges, or 'none'"
+            )
+        if self.privacy is not None and self.privacy.noise is not None:
+            raise PrivacyError(
+                f"privacy.noise: '{self.privacy.noise}' is added to sums of clients, and with 'unit: example' each client adds noise at each of "
+                "its steps; leave it out",
+                given=self.privacy.noise,
+            )
+        if self.algorithm.loop is not None:
+            raise PrivacyError("algorithm: a loop of your own clips no single examples; accepted with 'unit: example': no 'loop'")
+        if self.data.test is not None and not self.evaluated_each_round:
+            raise PrivacyError(
+                "data: an evaluation by noisy counts is accounted for whole clients only; accepted with 'unit: example': "
+                "'evaluation: public' where held-out rows may be declared so, a file of public rows as 'test', or no 'test'"
+            )
+        for key in ("local_epochs", "batch_size", "shuffle", "max_rows", "max_steps"):
+            if getattr(self.algorithm, key) != Algorithm.model_fields[key].default:
+                raise InvalidJob(
+                    f"algorithm: with 'unit: example' batches are drawn by privacy.rate, privacy.steps times; leave out '{key}'"
+                )
 
     @property
     def evaluated_each_round(self) -> bool:

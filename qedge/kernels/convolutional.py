@@ -40,7 +40,7 @@ class ConvolutionalKernel:
     def __init__(self, shapes: Sequence[Shape], classes: int, sgd: LocalSGD) -> None:
         self.shapes, self.classes = list(shapes), classes
         self.sizes = [(shape.inputs * 9 + 1, shape.outputs) for shape in shapes] + [(math.prod(shapes[-1].after) + 1, classes)]
-        self.order = _order(self.sizes)
+        self.order = places_of(self.sizes)
         self.descent = Descent(sgd, torch.zeros(len(self.order)))
         self.gradient = torch.zeros(len(self.order))
         self._memory = Memory()
@@ -50,8 +50,8 @@ class ConvolutionalKernel:
     @classmethod
     def of(cls, module: nn.Module, sgd: LocalSGD) -> ConvolutionalKernel | None:
         """The kernel of a module that is exactly such layers, else None."""
-        described = _described(module)
-        return None if described is None else cls(*described, sgd)
+        found = described(module)
+        return None if found is None else cls(*found, sgd)
 
     def prepare(self, chunk: Sequence[ClientBatches]) -> list[Columns]:
         """See `Kernel.prepare`."""
@@ -82,7 +82,7 @@ class ConvolutionalKernel:
 
     def _network(self, rows: int) -> _Network:
         if rows not in self._networks:
-            weights, gradients = _matrices(self.descent.weights, self.sizes), _matrices(self.gradient, self.sizes)
+            weights, gradients = matrices(self.descent.weights, self.sizes), matrices(self.gradient, self.sizes)
             self._networks[rows] = _Network(self.shapes, rows, self._memory, weights, gradients)
         network = self._networks[rows]
         if rows != self._rows:
@@ -139,13 +139,13 @@ def _columns(client: ClientBatches, classes: int) -> Columns:
     return Columns(torch.from_numpy(client.features.T.copy()), targets, steps)
 
 
-def _matrices(flat: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+def matrices(flat: torch.Tensor, sizes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
     """Views of a flat tensor, one after another."""
     parts = torch.split(flat, [math.prod(size) for size in sizes])
     return [part.view(size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _order(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+def places_of(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     """For each number of the matrices [inputs + 1, outputs], one after another, its place among a module's parameters."""
     places, at = [], 0
     for inputs, outputs in sizes:
@@ -156,7 +156,7 @@ def _order(sizes: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.concatenate(places)
 
 
-def _described(module: nn.Module) -> tuple[list[Shape], int] | None:
+def described(module: nn.Module) -> tuple[list[Shape], int] | None:
     """The convolutions' shapes and the number of classes, when the module is those layers and nothing else."""
     if type(module) is not nn.Sequential or len(module) < 5:
         return None

@@ -42,14 +42,15 @@ class Shape:
 class Memory:
     """Memory by name. Blocks of different sizes share it, so what lies in it is left from whoever used it last."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self._dtype = dtype
         self._flat: dict[str, torch.Tensor] = {}
 
     def take(self, name: str, *shape: int) -> torch.Tensor:
         """[*shape], its last dimension the rows, at most MOST_ROWS."""
         size = math.prod(shape)
         if name not in self._flat:
-            self._flat[name] = torch.empty(size // shape[-1] * MOST_ROWS)
+            self._flat[name] = torch.empty(size // shape[-1] * MOST_ROWS, dtype=self._dtype)
         return self._flat[name][:size].view(shape)
 
 
@@ -151,9 +152,17 @@ class Convolution:
 
     def backward(self, gradient: torch.Tensor, *, more: bool) -> None:
         """Put the gradient of its weights in its place, or add it to what is there; `below` can then tell that of its images."""
+        self.open(gradient)
+        self.product(more=more)
+
+    def open(self, gradient: torch.Tensor) -> None:
+        """Leave in `to_images` the gradient of the product, from that of what came out."""
         opened = where_positive(gradient, self.into, 0)
         if self.pooling is None:
             self.to_images.copy_(opened)
         else:
             self.pooling.backward(opened)
+
+    def product(self, *, more: bool) -> None:
+        """Put the gradient of its weights in its place, or add it to what is there, after `open`."""
         torch.addmm(self.of_weight, self.patches, self.to_flat.t(), beta=float(more), out=self.of_weight)

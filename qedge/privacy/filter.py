@@ -18,7 +18,8 @@ from qedge.errors import BudgetExceeded, InvalidPrivacy
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of, frozen_order
 from qedge.privacy.ledger_events import Plan, Scope
 
-UNIT, RELATION = "client", "zero-out"
+UNITS, RELATION = ("client", "example"), "zero-out"
+UNIT = UNITS[0]
 MAX_EPSILON = 1000.0
 _CRUMB = 1e-3  # of a budget
 
@@ -45,9 +46,10 @@ class Opening:
             raise InvalidPrivacy(
                 f"order is {self.order}; accepted: {ORDERS[0]} to 64, then {', '.join(map(str, ORDERS[63:]))}", given=self.order
             )
-        if self.unit != UNIT or self.relation != RELATION:
+        if self.unit not in UNITS or self.relation != RELATION:
             raise InvalidPrivacy(
-                f"a {self.unit} under {self.relation} is not accounted; accepted: a {UNIT} under {RELATION}", given=self.unit
+                f"a {self.unit} under {self.relation} is not accounted; accepted: a {' or an '.join(UNITS)} under {RELATION}",
+                given=self.unit,
             )
         if allowance(self.epsilon, self.delta, self.order) < 0:
             raise InvalidPrivacy(

@@ -151,7 +151,7 @@ class Ledger:
         self,
         name: str,
         *,
-        unit: str = UNIT,
+        unit: str | None = None,
         epsilon: float,
         delta: float | None = None,
         actor: str,
@@ -161,7 +161,7 @@ class Ledger:
         """Open a scope, or change its epsilon; its delta, order and unit are frozen.
 
         An epsilon below what is spent is allowed: nothing more fits then. actor: who says that it is to be so; the event keeps
-        the user of the process beside. order: Rényi order; default: the one at which
+        the user of the process beside. unit: client (the default) or example. order: Rényi order; default: the one at which
         noise without sampling goes farthest. clients: when known, delta must be below 1/clients.
 
         Raises:
@@ -173,7 +173,7 @@ class Ledger:
                 if delta is None:
                     raise InvalidPrivacy(f"scope '{name}' is new: it needs a delta, below 1/clients", scope=name)
                 check_range(epsilon, delta, clients)
-                opening = Opening(epsilon, delta, order or frozen_order(epsilon, delta), unit, clients=clients)
+                opening = Opening(epsilon, delta, order or frozen_order(epsilon, delta), unit or UNIT, clients=clients)
                 record("open", _opened(opening.scope(name)) | {"by": self._log.actor}, actor)
             else:
                 check_range(epsilon, known.delta, clients)

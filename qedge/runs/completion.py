@@ -7,51 +7,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
 
 from pydantic import JsonValue
 
-from qedge import __version__
 from qedge.algorithms.state import ServerState
 from qedge.audit import receipt
-from qedge.audit.canonical import canonical, decimal, digest
-from qedge.data.federation import fingerprints
+from qedge.audit.canonical import canonical, decimal
 from qedge.errors import QEdgeError
 from qedge.export import save_weights, to_onnx
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import Event, Phase
-from qedge.federated.guarantee import EVALUATION_ROWS, Guarantee, charged_evaluation
-from qedge.federated.run_folder import Json, RunFolder, data_digest
+from qedge.federated.run_folder import Json, RunFolder
 from qedge.models import set_parameters
-from qedge.privacy.accounting import ORDERS
 from qedge.records import Records
+from qedge.runs.run_receipt import body_of
 from qedge.storage import write_atomically
 from qedge.uncertainty import plus_minus, rounded
-
-_FILES = ("model.onnx", "weights.safetensors", "card.json")
-TRUST_MODEL = (
-    "The coordinator and the nodes that hold the clients' rows are trusted, and so is whoever owns the Ray cluster: every actor of a "
-    "cluster can be read by its owner. The guarantees are against those they name; against others, and against a roster holder where "
-    "none is given, nothing is proved."
-)
-SECURE_TRUST_MODEL = (
-    "Of a cohort's updates the coordinator opens the sums of groups alone, by the secure aggregation protocol, as long as no more members "
-    "of a group collude with it than the receipt says. In this run the clients were actors of one Ray cluster: whoever owns the cluster "
-    "can read every actor, and the protocol keeps nothing from them. The guarantees are against those they name; against others nothing is "
-    "proved."
-)
-_COMPARED_DELTA = 1e-5
-_KINDS = {"discrete-gaussian": "discrete Gaussian", "skellam": "Skellam"}
-_ACCOUNTED_AGAINST_THE_SERVER = (
-    "without amplification, as the server knows who took part; noise counted of the fewest survivors of a group, less its colluders"
-)
-_ACCOUNTED = {
-    "poisson": "amplified by secret Poisson sampling",
-    "uniform": "cohorts of fixed size are accounted without amplification, at twice the bound",
-    "cyclic": "clients take turns: the whole run is one release without amplification, its noise correlated over rounds",
-}
 
 
 def complete(coordinator: Coordinator, state: ServerState, tell: Callable[[Event], None]) -> Json:
@@ -142,7 +113,7 @@ def _issue(coordinator: Coordinator, state: ServerState) -> receipt.Receipt:
     to_onnx(coordinator.module, schema, making / "model.onnx")
     save_weights(state.model, coordinator.module, making / "weights.safetensors")
     write_atomically(making / "card.json", _card(coordinator))
-    issued = receipt.issue(_body(coordinator, making), coordinator.records.keys)
+    issued = receipt.issue(body_of(coordinator, making), coordinator.records.keys)
     issued.write(making / receipt.FILE)
     making.rename(folder.model)
     return issued
@@ -167,160 +138,3 @@ def _card(coordinator: Coordinator) -> bytes:
             "input": told[job.data.scale if job.data.scale == "private" else schema.scale],
         }
     )
-
-
-def _body(coordinator: Coordinator, making: Path) -> receipt.Body:
-    folder, records, federation, guarantee = coordinator.folder, coordinator.records, coordinator.federation, coordinator.guarantee
-    prints = fingerprints(federation, lambda message: records.keys.mac("fingerprint", message))
-    ledger, log = records.ledger.head(), records.log.head()
-    body = receipt.Body(
-        model=coordinator.job.name,
-        run=folder.run,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        code_version=__version__,
-        job=digest({"job": repr(folder.read("job.json"))}),
-        artifacts=receipt.artifact_digests(making, _FILES),
-        data=receipt.Data(
-            source=Path(federation.source).name,
-            scope=coordinator.scope,
-            unit="client",
-            relation="zero-out",
-            clients=len(federation.clients),
-            fingerprint=data_digest(prints, records.keys),
-            labels=_labels(coordinator)[0],
-        ),
-        privacy=receipt.NO_GUARANTEE,
-        epsilon_at_1e_5=None,
-        uses=_uses(coordinator, records.ledger.runs_without_privacy(prints)),
-        trust_model=TRUST_MODEL if coordinator.job.secure_aggregation is None else SECURE_TRUST_MODEL,
-        ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
-        log=receipt.HeadOf(seq=log.seq, hash=log.hash),
-    )
-    return (
-        receipt.Body.model_validate(body.model_copy(update=_claims(coordinator, guarantee, body.uses)).model_dump()) if guarantee else body
-    )
-
-
-def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.Use, ...]) -> dict[str, object]:
-    """What the receipt of a run under privacy says on top."""
-    cohort, delta = coordinator.job.cohort, decimal(guarantee.delta)
-    epsilon = decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
-    accounted = _ACCOUNTED[cohort.sampling] if guarantee.share is None else _ACCOUNTED_AGAINST_THE_SERVER
-    how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {accounted}"
-    open_uses = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
-    against = "whoever sees the released models" if guarantee.share is None else "the server and the colluders it may have"
-    return {
-        "privacy": f"({epsilon}, {delta})-differential privacy for every client against {against}"
-        + (f", except for what is NOT COVERED: {open_uses}" if open_uses else ""),
-        "mechanism": receipt.Mechanism(
-            name=f"{_KINDS[guarantee.share.kind if guarantee.share else 'discrete-gaussian']} on the sum of clipped client updates"
-            + _named(guarantee),
-            clipping_bound=decimal(guarantee.grid.bound),
-            grid_step=decimal(guarantee.grid.step),
-            sensitivity_squared=guarantee.sensitivity_squared,
-            variance=guarantee.variance,
-            noise_multiplier=decimal(guarantee.noise_multiplier),
-            sampling=cohort.sampling,
-            rate=decimal(guarantee.rate),
-            rounds=guarantee.rounds,
-            total_variation=decimal(guarantee.total_variation),
-            count_weight=guarantee.count_weight,
-            strategy=guarantee.strategy,
-            share=_share(coordinator, guarantee),
-        ),
-        "accountant": receipt.Accountant(name="Rényi, integer orders", orders=ORDERS, order=guarantee.order),
-        "guarantees": _guarantees(guarantee, epsilon, delta, how),
-        "epsilon_at_1e_5": decimal(guarantee.epsilon_at(_COMPARED_DELTA)),
-    }
-
-
-def _guarantees(guarantee: Guarantee, epsilon: str, delta: str, how: str) -> tuple[receipt.Guarantee, ...]:
-    """Against each adversary; first the one that is charged."""
-    if guarantee.share is None:
-        roster = guarantee.roster_epsilon()
-        released = receipt.Guarantee(adversary="released model", epsilon=epsilon, delta=delta, how=how)
-        return (released,) if roster is None else (released, _against_the_roster(roster, delta))
-    fellows, anybody = (decimal(guarantee.sum_epsilon(colluding=colluding)) for colluding in (True, False))
-    of_all = "without amplification, at its best order: the sum of all groups alone is seen"
-    return (
-        receipt.Guarantee(adversary="server", epsilon=epsilon, delta=delta, how=how),
-        receipt.Guarantee(adversary="colluding participants", epsilon=fellows, delta=delta, how=f"{of_all}, and their own shares of noise"),
-        receipt.Guarantee(adversary="released model", epsilon=anybody, delta=delta, how=of_all),
-    )
-
-
-def _share(coordinator: Coordinator, guarantee: Guarantee) -> receipt.Share | None:
-    secure = coordinator.job.secure_aggregation
-    if guarantee.share is None or secure is None:
-        return None
-    group = secure.groups(coordinator.job.cohort.size or 0)[-1]
-    return receipt.Share(
-        distribution=guarantee.share.kind,
-        variance=guarantee.share.variance,
-        counted=guarantee.honest,
-        group=group.members,
-        threshold=group.threshold,
-        colluders=group.colluders,
-        server=secure.server,
-    )
-
-
-def _named(guarantee: Guarantee) -> str:
-    if guarantee.share is not None:
-        return ", a share of the noise from each client, in secure sums"
-    if guarantee.strategy:
-        return ", correlated over rounds by a banded matrix"
-    return " and of who is within the bound, which follows it" if guarantee.count_weight else ""
-
-
-def _against_the_roster(epsilon: float, delta: str) -> receipt.Guarantee:
-    how = "the same noise without amplification: whoever knows who took part in each round"
-    return receipt.Guarantee(adversary="roster holder", epsilon=decimal(epsilon), delta=delta, how=how)
-
-
-def _uses(coordinator: Coordinator, unprotected: tuple[str, ...]) -> tuple[receipt.Use, ...]:
-    """Every use of private rows, and what covers it (design rule: nothing is left unsaid)."""
-    job, data = coordinator.job, coordinator.job.data
-    guarantee = coordinator.guarantee
-    private = guarantee is not None
-    source, covered = _labels(coordinator)
-    uses = [
-        receipt.Use(what="training", covered="charged" if private else "NOT COVERED"),
-        receipt.Use(what="label set", covered=covered, note=source),
-        receipt.Use(what="names of features and of clients, number of clients", covered="public by declaration"),
-    ]
-    if job.cohort.follows_the_weights or job.cohort.sampling == "oort":
-        uses.append(receipt.Use(what="selection", covered="NOT COVERED", note=f"{job.cohort.sampling}: by clients' losses"))
-    if job.cohort.facts is not None:
-        uses.append(receipt.Use(what="facts about clients", covered="public by declaration", note=Path(job.cohort.facts).name))
-    if data.scale == "local":
-        uses.append(receipt.Use(what="standardisation", covered="local", note="by each client's own rows"))
-    if guarantee is not None and guarantee.scaling is not None:
-        scaling = guarantee.scaling
-        note = (
-            f"means and standard deviations, once before training: {scaling.dimensions} numbers of squared sensitivity "
-            f"{scaling.sensitivity_squared} in all, with noise of variance {scaling.variance}"
-        )
-        uses.append(receipt.Use(what="standardisation", covered="charged", note=note))
-    if isinstance(data.test, str):
-        uses.append(receipt.Use(what="evaluation", covered="public by declaration", note="a file of public rows"))
-    elif data.test is not None and charged_evaluation(job):
-        note = f"once, at the end, at most {EVALUATION_ROWS} rows a client, noisy counts"
-        uses.append(receipt.Use(what="evaluation", covered="charged", note=note))
-    elif data.test is not None:
-        declared = data.evaluation == "public"
-        note = f"a share of {data.test} of each client's rows, evaluated after every round"
-        uses.append(receipt.Use(what="evaluation", covered="public by declaration" if declared else "NOT COVERED", note=note))
-    if (trial := coordinator.folder.trial()) is not None:
-        uses.append(receipt.Use(what="hyperparameter search", covered="charged" if private else "NOT COVERED", note=str(trial["told"])))
-    if unprotected and private:
-        uses.append(receipt.Use(what="earlier runs without privacy", covered="NOT COVERED", note=", ".join(unprotected)))
-    return tuple(uses)
-
-
-def _labels(coordinator: Coordinator) -> tuple[str, Literal["public by declaration", "NOT COVERED"]]:
-    if coordinator.job.data.built_in:
-        return "public by the data set", "public by declaration"
-    if coordinator.federation.schema.labels_declared:
-        return "declared by the job", "public by declaration"
-    return "found in the data: declare data.labels to cover it", "NOT COVERED"

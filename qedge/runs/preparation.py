@@ -22,7 +22,8 @@ from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
 from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, UnknownScope
-from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
+from qedge.federated.example_guarantee import plan_for, refuse_hopeless
+from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
 from qedge.federated.selection.client_facts import client_facts
 from qedge.federated.selection.drawing import expected_cohort
@@ -30,6 +31,7 @@ from qedge.federated.workers import chunk_size
 from qedge.job import Privacy, TrainingJob
 from qedge.job.query import Query, QueryPrivacy
 from qedge.kernels.choice import choose_kernel
+from qedge.kernels.per_example.choice import choose_sums
 from qedge.models import build, parameters_vector, refuse_if_not_private
 from qedge.privacy.ledger import Opening, Plan, Scope
 from qedge.records import Records
@@ -59,11 +61,14 @@ def prepare(job: TrainingJob, settings: Settings, search: Json | None = None) ->
         client_facts(job, federation)  # refuses before the home is touched
     if job.privacy is not None:
         refuse_if_not_private(module)
-        plan_guarantee(job, len(federation.clients), params, order=None)  # refuses before the home is touched
+        refuse_hopeless(job, len(federation.clients), params)  # before the home is touched
     expected, private = expected_cohort(job.cohort, len(federation.clients)), job.privacy is not None
     sgd, schema = ALGORITHMS[job.algorithm.kind].client_update(job.algorithm), federation.schema
     together = chunk_size(expected, params, stacked=True)
-    kernel = choose_kernel(module, job.algorithm, sgd, len(schema.features), len(schema.labels), together, private=private)
+    if job.privacy is not None and job.privacy.unit == "example":
+        kernel = choose_sums(module, job.algorithm, len(schema.features), len(schema.labels))
+    else:
+        kernel = choose_kernel(module, job.algorithm, sgd, len(schema.features), len(schema.labels), together, private=private)
     chunk = together if kernel == "stacked" else chunk_size(expected, params, stacked=False)
     records = Records.open(settings.home)
     records.refuse_older_than_receipts()
@@ -126,12 +131,14 @@ def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: R
         first=guarantee.scaling.cost if guarantee.scaling else None,
         participation=f"{_pattern(job, guarantee)} terms={terms_digest(folder)}",
     )
-    opening = Opening(job.privacy.epsilon, job.privacy.delta, guarantee.order)
+    opening = Opening(job.privacy.epsilon, job.privacy.delta, guarantee.order, guarantee.unit)
     records.ledger.hold(plan, prints, opening=opening)
 
 
 def _pattern(job: TrainingJob, guarantee: Guarantee) -> str:
     """Who takes part in which rounds, as the accounting takes it."""
+    if guarantee.steps:
+        return f"every round, {guarantee.steps} steps, poisson examples rate={guarantee.rate!r}, at most {guarantee.max_rows} rows a client"
     if guarantee.strategy:
         return f"cyclic separation={guarantee.separation} coefficients={','.join(map(str, guarantee.strategy))}"
     return f"{job.cohort.sampling} rate={guarantee.rate!r}"
@@ -145,8 +152,7 @@ def _terms(
         records.ledger.refuse_without_privacy(prints)
         return None, None
     name, scope = scope_to_charge(job.privacy, default_scope(job.data), len(federation.clients), prints, records, settings)
-    guarantee = plan_guarantee(job, len(federation.clients), params, scope.order if scope else None)
-    return name, guarantee
+    return name, plan_for(job, len(federation.clients), params, scope)
 
 
 def scope_to_charge(
@@ -163,10 +169,9 @@ def scope_to_charge(
     if scope is None:
         scope = next((known for known in records.ledger.scopes() if known.name == name), None)
     if scope is None and not settings.ledger.open_by_job:
-        raise UnknownScope(
-            f"no budget for these data; first: qedge budget set {name} --epsilon {privacy.epsilon:g} --delta {privacy.delta:g}",
-            scope=name,
-        )
+        unit = "" if privacy.unit == "client" else f" --unit {privacy.unit}"
+        told = f"{name} --epsilon {privacy.epsilon:g} --delta {privacy.delta:g}{unit}"
+        raise UnknownScope(f"no budget for these data; first: qedge budget set {told}", scope=name)
     if scope is not None and (scope.delta > privacy.delta or scope.delta >= 1 / clients):
         raise InvalidPrivacy(
             f"scope '{scope.name}' counts at delta {scope.delta}; accepted here: at most the job's {privacy.delta}, below 1/clients",

@@ -13,7 +13,7 @@ from qedge.analytics.plan import QueryPlan, hunting_rounds, plan_query, read_pla
 from qedge.config import Settings
 from qedge.data.client_columns import Population, read_columns
 from qedge.data.federation import default_scope
-from qedge.errors import Failed, Refused
+from qedge.errors import Failed, Refused, ScopeConflict
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
 from qedge.job import Data, Query
 from qedge.job.statistics import Count, HeavyHitters, Histogram
@@ -131,6 +131,13 @@ def _terms(
         return None, None
     default = default_scope(Data.model_construct(source=query.data.source))
     name, scope = scope_to_charge(query.privacy, default, len(population.clients), prints, records, settings)
+    if scope is not None and scope.unit != "client":
+        raise ScopeConflict(
+            f"scope '{scope.name}' counts what single examples lose, and a query protects whole clients; accepted: data whose scope counts "
+            "clients",
+            scope=scope.name,
+            unit=scope.unit,
+        )
     return name, plan_query(query, len(population.clients), scope.order if scope else None)
 
 

@@ -17,7 +17,8 @@ from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
 from qedge.errors import BudgetExceeded, Refused, UnknownScope
-from qedge.federated.guarantee import Guarantee, plan_guarantee
+from qedge.federated.example_guarantee import plan_for
+from qedge.federated.guarantee import Guarantee
 from qedge.job import TrainingJob
 from qedge.models import build, parameters_vector
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance, epsilon_of
@@ -59,9 +60,9 @@ def price(jobs: Sequence[TrainingJob], settings: Settings) -> SearchCost | None:
     known = known or next((scope for scope in records.ledger.scopes() if scope.name == name), None)
     if known is None and not settings.ledger.open_by_job:
         raise UnknownScope(f"no budget for these data; first: {_set_budget(name, jobs)}", scope=name)
-    plans = [_plan(1, first, federation, known.order if known else None)]
-    scope = known or Opening(first.privacy.epsilon, first.privacy.delta, plans[0].order).scope(name)
-    plans += [_plan(number, job, federation, scope.order) for number, job in enumerate(jobs[1:], 2)]
+    plans = [_plan(1, first, federation, known)]
+    scope = known or Opening(first.privacy.epsilon, first.privacy.delta, plans[0].order, plans[0].unit).scope(name)
+    plans += [_plan(number, job, federation, scope) for number, job in enumerate(jobs[1:], 2)]
     costs = [plan.cost(job.rounds, evaluated=True).at(scope.order) for plan, job in zip(plans, jobs, strict=True)]
     _refuse_over_budget(scope, costs, jobs, opened=known is not None)
     epsilons = tuple(epsilon_of(nanos, scope.order, scope.delta) for nanos in costs)
@@ -85,11 +86,11 @@ def may_give_back(plan: Plan) -> bool:
     return not plan.participation.startswith("cyclic")
 
 
-def _plan(number: int, job: TrainingJob, federation: Federation, order: int | None) -> Guarantee:
+def _plan(number: int, job: TrainingJob, federation: Federation, scope: Scope | None) -> Guarantee:
     schema = federation.schema
     try:
         params = len(parameters_vector(build(job.model, len(schema.features), len(schema.labels), job.seed)))
-        return plan_guarantee(job, len(federation.clients), params, order)
+        return plan_for(job, len(federation.clients), params, scope)
     except Refused as error:
         raise type(error)(f"trial {number}: {error.message}", **error.facts) from None
 
@@ -124,7 +125,8 @@ def _set_budget(name: str, jobs: Sequence[TrainingJob]) -> str:
     totals = {order: [allowance(one.epsilon, delta, order) for one in asked] for order in ORDERS}
     epsilons = {order: epsilon_of(sum(nanos), order, delta) for order, nanos in totals.items() if min(nanos) > 0}
     order = min(epsilons, key=lambda candidate: epsilons[candidate])
-    return f"qedge budget set {name} --epsilon {_rounded_up(epsilons[order])} --delta {delta:g} --order {order}"
+    unit = "" if asked[0].unit == "client" else f" --unit {asked[0].unit}"
+    return f"qedge budget set {name} --epsilon {_rounded_up(epsilons[order])} --delta {delta:g} --order {order}{unit}"
 
 
 def _rounded_up(epsilon: float) -> str:

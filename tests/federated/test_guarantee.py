@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qedge.errors import InvalidPrivacy
-from qedge.federated.guarantee import EVALUATION_SENSITIVITY_SQUARED, plan_guarantee, read_guarantee
+from qedge.federated.guarantee import EVALUATION_SENSITIVITY_SQUARED, read_guarantee
+from qedge.federated.planning import plan_guarantee
 from qedge.job import TrainingJob
 from qedge.privacy.accounting import epsilon_of, sampled_gaussian
 

@@ -18,8 +18,9 @@ from qedge.data.federation import Rows
 from qedge.errors import InvalidJob, InvalidPrivacy, PrivacyError
 from qedge.federated.client import FederatedClient
 from qedge.federated.events import RoundFinished
-from qedge.federated.guarantee import plan_guarantee, read_guarantee
+from qedge.federated.guarantee import read_guarantee
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec
+from qedge.federated.planning import plan_guarantee
 from qedge.federated.randomness import RunKey
 from qedge.federated.release import AdaptiveClipping, build_mechanism
 from qedge.federated.selection.drawing import draw_cohort

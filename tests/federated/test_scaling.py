@@ -24,7 +24,8 @@ from qedge.data.indexing import make_index
 from qedge.data.rows import Rows
 from qedge.errors import BudgetExceeded, CheckpointTampered, DataNotFound, InvalidJob
 from qedge.federated.coordinator import Coordinator
-from qedge.federated.guarantee import plan_guarantee, read_guarantee
+from qedge.federated.guarantee import read_guarantee
+from qedge.federated.planning import plan_guarantee
 from qedge.federated.randomness import RunKey
 from qedge.federated.run_folder import RunFolder
 from qedge.federated.scaling import NUMBER

@@ -18,8 +18,9 @@ from qedge.errors import BudgetExceeded, InvalidJob, InvalidPrivacy, PrivacyErro
 from qedge.federated.client import FederatedClient
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import SumLost
-from qedge.federated.guarantee import Guarantee, plan_guarantee, read_guarantee
+from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.messages import ClientSpec
+from qedge.federated.planning import plan_guarantee
 from qedge.federated.release import build_mechanism
 from qedge.federated.run_folder import RunFolder
 from qedge.federated.secure_node import Said

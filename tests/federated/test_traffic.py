@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qedge import train
 from qedge.config import Settings
-from qedge.federated.guarantee import plan_guarantee
+from qedge.federated.planning import plan_guarantee
 from qedge.federated.run_folder import RunFolder
 from qedge.federated.traffic import Traffic
 from qedge.job import TrainingJob

@@ -138,7 +138,7 @@ def test_a_job_without_an_honest_guarantee_is_refused_before_the_home_is_touched
 
 
 def test_known_names_of_the_field_are_refused_as_not_in_this_version(make_job: Make):
-    for changes in ({"aggregation": "krum"}, {"privacy": {"unit": "example"}}):
+    for changes in ({"aggregation": "krum"}, {"model": {"kind": "hybrid"}}):
         with pytest.raises(NotInThisVersion):
             make_job(**changes)
 

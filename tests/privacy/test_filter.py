@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from qedge.errors import BudgetExceeded, InvalidPrivacy
-from qedge.federated.guarantee import plan_guarantee
+from qedge.federated.planning import plan_guarantee
 from qedge.job import TrainingJob
 from qedge.privacy.accounting import ORDERS, RenyiCost, allowance
 from qedge.privacy.filter import Opening, most_epsilon, refuse_over_budget, rounded_down

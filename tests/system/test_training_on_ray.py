@@ -13,6 +13,7 @@ import pytest
 from actors import environment
 from actors.cluster import ClusterRecord, start_head, stop_head
 from qedge import train
+from qedge.audit.receipt import Receipt
 from qedge.config import Settings, load
 from qedge.errors import AddressUnreachable
 from qedge.federated.events import Event, RoundFinished
@@ -91,3 +92,16 @@ def test_an_address_that_does_not_answer_is_refused_before_anything_is_held(sett
     with pytest.raises(AddressUnreachable):
         train(make_job(), backend="ray", settings=away)
     assert Records.open(settings.home).ledger.scopes() == []
+
+
+def test_clients_on_ray_train_by_dp_sgd_and_the_server_is_on_the_receipt(running, make_job):
+    settings, _record = running
+    example = {"unit": "example", "epsilon": 8, "delta": 1e-3, "clipping": {"bound": 1.0}, "rate": 0.3, "steps": 3, "max_rows": 10}
+    plain = {"local_epochs": 1, "batch_size": 32, "kernel": "auto"}
+    data = {"source": "breast-cancer", "partition": {"dirichlet": 1.0, "clients": 30}}
+    result = train(make_job(data=data, algorithm=plain, privacy=example), backend="ray", settings=settings)
+    records = Records.open(settings.home)
+    assert sorted(records.ledger.releases(result.run_id)) == [1, 2, 3, 4]
+    assert records.ledger.scope("breast-cancer").unit == "example"
+    receipt = Receipt.read(settings.home / "runs" / result.run_id / "model" / "receipt.json")
+    assert {one.adversary for one in receipt.guarantees} == {"released model", "server"}

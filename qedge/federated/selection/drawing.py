@@ -32,7 +32,7 @@ def draw_cohort(cohort: Cohort, clients: int, key: RunKey, round_number: int, av
 def draw_among(cohort: Cohort, words: np.ndarray) -> np.ndarray:
     """Which of some clients are drawn, ascending places; words: [clients] uint64, a uniform one for each."""
     if cohort.sampling == "poisson":
-        return np.flatnonzero(words < _threshold(cohort.rate or 0.0)) if cohort.rate != 1 else np.arange(len(words))
+        return np.flatnonzero(words < threshold(cohort.rate or 0.0)) if cohort.rate != 1 else np.arange(len(words))
     return np.sort(np.argsort(words, kind="stable")[: cohort.size])
 
 
@@ -49,7 +49,8 @@ def expected_cohort(cohort: Cohort, clients: int) -> float:
     return (cohort.rate or 0.0) * clients if cohort.sampling == "poisson" else float(cohort.size or 0)
 
 
-def _threshold(rate: float) -> np.uint64:
+def threshold(rate: float) -> np.uint64:
+    """What a uniform word of 64 bits is below with this probability."""
     # Rounded down, so that the realised rate is never above the one accounted for (they differ by less than 2**-64).
     numerator, denominator = rate.as_integer_ratio()
     return np.uint64((numerator << 64) // denominator)

@@ -1,0 +1,80 @@
+"""Clipped sums for any model, by Opacus' per-sample gradients (Yousefpour et al., "Opacus: User-Friendly Differential Privacy Library in
+PyTorch", 2021): the one module that imports it.
+
+Only its `GradSampleModule` is used. Its data loader, accountant and noise are not: what is sampled, added and charged is ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qedge.errors import ModelError
+from qedge.kernels.per_example.sums import LoopSums, factors, only_finite, put
+from qedge.models import users_code
+
+BLOCK_BYTES = 16 << 20  # of gradients that are held one by one; more is slower, as it leaves the caches
+
+
+class HookSums:
+    """Forward and backward of a batch with hooks that keep what each row adds to each parameter.
+
+    Raises:
+        ModelError: Opacus takes no such module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from opacus.grad_sample import GradSampleModule
+        try:
+            self.module = GradSampleModule(copy.deepcopy(module), batch_first=True, loss_reduction="sum")
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"the model has a layer whose examples Opacus cannot tell apart: {error}") from error
+        self.parameters = list(self.module.parameters())
+        self.loop = LoopSums(module)
+        self.block = max(1, BLOCK_BYTES // (4 * sum(parameter.numel() for parameter in self.parameters)))
+
+    def clipped_sum(self, weights: torch.Tensor, features: torch.Tensor, labels: torch.Tensor, bound: float) -> torch.Tensor:
+        """See `ExampleSums.clipped_sum`."""
+        put(weights, self.parameters)
+        total = torch.zeros_like(weights)
+        for start in range(0, len(labels), self.block):
+            rows = slice(start, start + self.block)
+            try:
+                total += self._block(features[rows], labels[rows], bound)
+            except ModelError:  # on some row, which then must not take the others with it
+                total += self.loop.clipped_sum(weights, features[rows], labels[rows], bound)
+        return total
+
+    def _block(self, features: torch.Tensor, labels: torch.Tensor, bound: float) -> torch.Tensor:
+        each = self.each(features, labels)
+        squares = torch.zeros(len(labels))
+        for gradients in each:
+            squares += torch.linalg.vecdot(gradients, gradients)
+        finite = only_finite(squares, features, labels, lambda rows, theirs: self._block(rows, theirs, bound))
+        if finite is not None:
+            return finite
+        factor = factors(squares, bound)
+        return torch.cat([factor @ gradients for gradients in each])
+
+    def each(self, features: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """Of each parameter the gradient of each row at the weights that the module has, [rows, numbers].
+
+        Raises:
+            ModelError: the model raises.
+        """
+        rows = len(labels)
+        for parameter in self.parameters:
+            parameter.grad = parameter.grad_sample = None
+        if rows:
+            with users_code("the model"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torch.autograd.backward(functional.cross_entropy(self.module.train()(features), labels, reduction="sum"))
+        found = (getattr(parameter, "grad_sample", None) for parameter in self.parameters)
+        pairs = zip(found, self.parameters, strict=True)
+        return [torch.zeros(rows, one.numel()) if gradients is None else gradients.flatten(1) for gradients, one in pairs]
