@@ -212,7 +212,7 @@ def skellam_table(variance: int) -> NoiseTable:
     reciprocal = (1 << (2 * total.bit_length())) // total
     shift = 2 * total.bit_length() - TABLE_BITS
 
-    def falling() -> Iterator[int]:
+    def entries() -> Iterator[int]:
         beyond = 0  # mass of the magnitudes past the one whose entry is due
         for weight in _skellam_weights(variance):
             if weight > zero >> CUT_BITS:
@@ -220,7 +220,7 @@ def skellam_table(variance: int) -> NoiseTable:
                     yield ((total - beyond) * reciprocal) >> shift
                 beyond += 2 * weight
 
-    return table_of(reversed(list(falling())))
+    return table_of(entries(), falling=True)
 
 
 def _skellam_weights(variance: int) -> Iterator[int]:

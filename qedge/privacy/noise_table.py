@@ -103,8 +103,8 @@ class NoiseTable:
         return math.ldexp(len(self) + 1, 1 - TABLE_BITS)
 
 
-def table_of(entries: Iterable[int]) -> NoiseTable:
-    """The table of 128-bit entries that rise."""
+def table_of(entries: Iterable[int], *, falling: bool = False) -> NoiseTable:
+    """The table of 128-bit entries, from the first magnitude's up, or from the last one's down."""
     parts, chunk = [], bytearray()
     for entry in entries:
         chunk += entry.to_bytes(TABLE_BITS // 8, "little")
@@ -112,5 +112,5 @@ def table_of(entries: Iterable[int]) -> NoiseTable:
             parts.append(bytes(chunk))
             chunk.clear()
     words = np.frombuffer(b"".join([*parts, chunk]), "<u8").reshape(-1, 2)
-    low, high = np.ascontiguousarray(words.T)
+    low, high = np.ascontiguousarray((words[::-1] if falling else words).T)
     return NoiseTable(high, low)
