@@ -7,7 +7,7 @@ its share of the noise still added; sampling of the cohort is not counted on.
 
 Sources: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation" (ICML
 2021), Proposition 14; Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning" (NeurIPS 2021),
-Corollary 3.6. Both bounds are proved anew below, and are smaller than those, at the integer orders that are accounted.
+its bound in d dimensions. Both are replaced below by smaller ones, proved here, at the integer orders that are accounted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,6 @@ from qedge.privacy.accounting import NANO, ORDERS, Calibration, RenyiCost, allow
 from qedge.privacy.mechanisms import MAX_VARIANCE, NoiseKind, noise_of
 
 LEAST_SHARE = 4  # two grid units of standard deviation: below, sums of discrete Gaussians stop being nearly Gaussian
-_BITS = 256
-_ONE = 1 << _BITS
-_DEPTHS = (1, 255)  # odd; the first is the better past a variance of 13,000, the other below
 _SLACK = 1 + 2.0**-40  # over what a few dozen float operations can lose
 _DIRECT = 64
 
@@ -36,10 +33,10 @@ class DistributedNoise:
     dimensions: of the vectors; sensitivity_squared: the largest squared L2 norm of one client's vector.
 
     Raises:
-        InvalidPrivacy: another kind, or a number that is not whole and positive; a variance past 10^12.
+        InvalidPrivacy: another kind, a variance outside 4 to 10^12, or another number that is not whole and positive.
 
     >>> DistributedNoise("skellam", variance=40, honest=10, dimensions=3, sensitivity_squared=100).cost().at(2)
-    250313219
+    250313609
     """
 
     kind: NoiseKind
@@ -51,6 +48,8 @@ class DistributedNoise:
     def __post_init__(self) -> None:
         _check_sum(self.kind, self.variance, self.honest, self.dimensions)
         _check_whole("sensitivity_squared", self.sensitivity_squared)
+        if self.variance < LEAST_SHARE:
+            raise InvalidPrivacy(f"variance of a share is {self.variance}; accepted: at least {LEAST_SHARE}", given=self.variance)
 
     @property
     def total_variation(self) -> float:
@@ -78,7 +77,7 @@ def _gaussian_spread(variance: int, shares: int) -> float:
     Then D_α of the sum moved by Δ from the sum, with α an integer and Δ on the lattice, is at most α·|Δ|²/(2mσ²) + α/(α-1)·w in each
     coordinate: Σ Q(x-Δ)^α Q(x)^(1-α) = exp(α(α-1)|Δ|²/(2mσ²)) exactly, and ρ(x-Δ)^α ρ(x)^(1-α) <= max ρ·exp((α-1)w) <= exp(αw), as
     1, an average of ρ, is at least min ρ. Proposition 14 has 10·Σ_k exp(-2π²s²) in the place of α/(α-1)·w, which is at most about 8.
-    At the least share, σ² = 4, w is below 10^-15: other bounds of the proposition, better where it is large, would never be used.
+    From σ² = 4 on w is below 10^-16: the proposition's other bounds, better where it is large, would never be used.
     """
 
     def widening(k: int) -> float:
@@ -90,7 +89,7 @@ def _gaussian_spread(variance: int, shares: int) -> float:
 
 
 def _skellam_curvature(variance: int) -> Fraction:
-    """c/2 = log(I_0(v)/I_1(v)), rounded up: D_α of a Skellam variable of variance v moved by an integer Δ is at most α·Δ²·c/2.
+    """c/2 = log(I_0(v)/I_1(v)) from above, v >= 4: D_α of a Skellam variable of variance v moved by an integer Δ is at most α·Δ²·c/2.
 
     Let φ(k) = -log P(k), P(k) = exp(-v)·I_|k|(v).
 
@@ -101,26 +100,14 @@ def _skellam_curvature(variance: int) -> Fraction:
     2. So ψ(k) = ck²/2 - φ(k) is convex on the integers, and as x-Δ lies at 1/α of the way from x to x-αΔ, an integer,
        α·ψ(x-Δ) - (α-1)·ψ(x) <= ψ(x-αΔ), that is P(x-Δ)^α P(x)^(1-α) <= P(x-αΔ)·exp(cα(α-1)Δ²/2). Sum over x.
 
-    Over coordinates the divergences add: |Δ|² in place of Δ². c = 1/v + 1/(2v²) + …, whereas Corollary 3.6 has, besides α/(2v)·|Δ|²,
+    3. r = I_1/I_0 is at least l = 1 - 1/(2v) - 1/(8v²) - 1/(4v³) from v = 4 on: there it is (0.8635 to 0.8633), r' = 1 - r/v - r²,
+       and l' is less than 1 - l/v - l² by (1/4)/v³ - (49/64)/v⁴ - (1/16)/v⁵ - (1/16)/v⁶ > 0. The series of r goes on with 1/(8v³).
+
+    Over coordinates the divergences add: |Δ|² in place of Δ². c = 1/v + 1/(2v²) + …, whereas the paper has, besides α/(2v)·|Δ|²,
     ((2α-1)|Δ|² + 6|Δ|_1)/(4v²): the same leading term, and nothing here depends on the L1 norm.
-
     """
-    ratio = max(_bessel_ratio(variance, depth) for depth in _DEPTHS)
-    return Fraction(math.log1p((_ONE - ratio) / ratio) * _SLACK)
-
-
-def _bessel_ratio(variance: int, depth: int) -> int:
-    """2^256·I_1(v)/I_0(v) from below, from a bound at an odd depth k.
-
-    r_k = I_(k+1)/I_k is at most v/(k+½+√(v²+(k+½)²)) (Amos, "Computation of Modified Bessel Functions and Their Ratios", Math. Comp.
-    1974, inequality 11), and r_k = 1/(2(k+1)/v + r_(k+1)) turns a bound from above into one from below and back. Each step is
-    rounded by less than a unit, and none magnifies what it is given, as ratios are below one.
-    """
-    odd = 2 * depth + 1
-    ratio = 2 * variance * _ONE**2 // (odd * _ONE + math.isqrt((4 * variance**2 + odd**2) * _ONE**2)) + 1
-    for k in range(depth, 0, -1):
-        ratio = variance * _ONE**2 // (2 * k * _ONE + variance * ratio)
-    return ratio - 4 * depth
+    v = variance
+    return Fraction(math.log1p((4 * v**2 + v + 2) / (8 * v**3 - 4 * v**2 - v - 2)) * _SLACK)
 
 
 def calibrate_shares(
@@ -170,8 +157,9 @@ def calibrate_shares(
 def noise_tail(kind: NoiseKind, variance: int, shares: int, dimensions: int, magnitude: int) -> float:
     """An upper bound of the chance that the sum of so many shares exceeds `magnitude`, either way, in any of the coordinates.
 
-    Chernoff's bound of P(S >= a), a = magnitude + 1, twice and for each coordinate. A discrete Gaussian's moments are at most the
-    Gaussian's (Canonne, Kamath, Steinke 2020, Lemma 9): exp(-a²/(2v)), v the summed variance. Skellam's are exp(v(cosh t - 1)), least
+    Chernoff's bound of P(S >= a), a = magnitude + 1, twice and for each coordinate. E[exp(tX)] of a discrete
+    Gaussian is exp(t²σ²/2) times the mass of its bell on the lattice shifted by tσ² over that on the lattice, which is largest:
+    exp(-a²/(2v)), v the summed variance. Skellam's is exp(v(cosh t - 1)), least
     against exp(ta) at sinh t = a/v: exp(√(v²+a²) - v - a·asinh(a/v)). Of the exact distributions: how they are sampled may add
     shares · dimensions · total_variation.
 

@@ -45,7 +45,7 @@ class NoiseTable:
         self.high, self.low = high, low
         # A word that is not below the last bound has to be searched for, so this one ends the look-ups and decides nothing.
         self._bounds = np.append(high, np.uint64(2**64 - 1))
-        # About eight parts to the largest mass: fewer than three draws in a hundred then meet a part with two boundaries.
+        # Eight parts or more to the mass of zero: fewer than one draw in a hundred then meets a part with two boundaries.
         first = int(high[0]) + 1
         bits = min(max((2**67 // first).bit_length(), _GUIDE_BITS[0]), _GUIDE_BITS[-1])
         self._shift = np.uint64(64 - bits)

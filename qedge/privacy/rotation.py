@@ -4,7 +4,7 @@ Without it a coordinate of a sum may be as large as all norms together; after it
 the ring that masked vectors live in can be smaller. Norms do not change, so clipping, sensitivity and noise stay as they are.
 
 Source: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation" (ICML
-2021), section 3.3 and Lemma 29, after Ailon, Chazelle (STOC 2006). Where this departs: no padding. With b the largest power of two
+2021), section 4.2 and Lemma 29, after Ailon, Chazelle (STOC 2006). Where this departs: no padding. With b the largest power of two
 that is at most d, signs and a Walsh-Hadamard transform act on the first b coordinates, then, with signs of their own, on the last
 b. As 2b > d, every coordinate is in one or both, and each result mixes b entries, more than half of them all.
 """
@@ -184,4 +184,4 @@ def rotation_pays(dimensions: int, sensitivity_squared: int, clients: int, noise
     """
     rotated = ring_bits(signal_reach(dimensions, sensitivity_squared, clients, rotated=True, chance=chance), noise)
     certain = signal_reach(dimensions, sensitivity_squared, clients, rotated=False, chance=chance)
-    return 2 * (certain + noise) + 1 >= 2**rotated
+    return 2 * (certain + noise) + 1 >= 1 << rotated
