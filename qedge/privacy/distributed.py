@@ -157,11 +157,10 @@ def calibrate_shares(
 def noise_tail(kind: NoiseKind, variance: int, shares: int, dimensions: int, magnitude: int) -> float:
     """An upper bound of the chance that the sum of so many shares exceeds `magnitude`, either way, in any of the coordinates.
 
-    Chernoff's bound of P(S >= a), a = magnitude + 1, twice and for each coordinate. E[exp(tX)] of a discrete
-    Gaussian is exp(t²σ²/2) times the mass of its bell on the lattice shifted by tσ² over that on the lattice, which is largest:
-    exp(-a²/(2v)), v the summed variance. Skellam's is exp(v(cosh t - 1)), least
-    against exp(ta) at sinh t = a/v: exp(√(v²+a²) - v - a·asinh(a/v)). Of the exact distributions: how they are sampled may add
-    shares · dimensions · total_variation.
+    Chernoff's bound of P(S >= a), a = magnitude + 1, twice and for each coordinate, with v the summed variance. A discrete Gaussian
+    has E[exp(tX)] = exp(t²σ²/2) times the sum of its bell over the lattice moved by tσ² over that on the lattice, which is the
+    largest: exp(-a²/(2v)). Skellam's is exp(v(cosh t - 1)), least against exp(ta) at sinh t = a/v: exp(√(v²+a²) - v - a·asinh(a/v)).
+    Of the exact distributions: how they are sampled may add shares · dimensions · total_variation.
 
     Raises:
         InvalidPrivacy: another kind, or a number that is not whole and positive; a negative magnitude.

@@ -48,7 +48,6 @@ class Rotation:
         signs = 1.0 - 2.0 * np.unpackbits(np.frombuffer(bits, np.uint8), count=2 * self.block)
         # Both signs carry the factor that makes the transform orthonormal.
         self._first, self._last = signs.reshape(2, self.block) / math.sqrt(self.block)
-        self._scratch = np.empty(self.block)
 
     def forward(self, vectors: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
         """Each row rotated, [clients, dimensions] to [clients, dimensions] float64; norms and inner products stay.
@@ -60,9 +59,9 @@ class Rotation:
             raise ModelError(f"vectors have shape {vectors.shape}; expected [clients, {self.dimensions}]")
         rotated = vectors.astype(np.float64, order="C")
         for row in rotated:
-            self._turn(row[: self.block], self._first)
+            _turn(row[: self.block], self._first)
             if self.block < self.dimensions:
-                self._turn(row[-self.block :], self._last)
+                _turn(row[-self.block :], self._last)
         return rotated
 
     def backward(self, total: NDArray[np.int64] | NDArray[np.float64]) -> Vectors:
@@ -75,17 +74,9 @@ class Rotation:
             raise ModelError(f"the sum has shape {total.shape}; expected [{self.dimensions}]")
         restored = total.astype(np.float64)
         if self.block < self.dimensions:
-            self._turn_back(restored[-self.block :], self._last)
-        self._turn_back(restored[: self.block], self._first)
+            _turn_back(restored[-self.block :], self._last)
+        _turn_back(restored[: self.block], self._first)
         return restored
-
-    def _turn(self, entries: Vectors, signs: Vectors) -> None:
-        entries *= signs
-        _walsh_hadamard(entries, self._scratch)
-
-    def _turn_back(self, entries: Vectors, signs: Vectors) -> None:
-        _walsh_hadamard(entries, self._scratch)
-        entries *= signs
 
 
 def mixed_entries(dimensions: int) -> int:
@@ -93,7 +84,17 @@ def mixed_entries(dimensions: int) -> int:
     return 1 << (dimensions.bit_length() - 1)
 
 
-def _walsh_hadamard(entries: Vectors, scratch: Vectors) -> None:
+def _turn(entries: Vectors, signs: Vectors) -> None:
+    entries *= signs
+    _walsh_hadamard(entries)
+
+
+def _turn_back(entries: Vectors, signs: Vectors) -> None:
+    _walsh_hadamard(entries)
+    entries *= signs
+
+
+def _walsh_hadamard(entries: Vectors) -> None:
     """entries <- H·entries in place, H the Hadamard matrix of ±1 (Sylvester), a power of two on a side.
 
     Sums and differences in a fixed order, whatever the number of threads: the same bits for everyone. Half of the
@@ -101,19 +102,19 @@ def _walsh_hadamard(entries: Vectors, scratch: Vectors) -> None:
     """
     size = len(entries)
     row = 1 << (size.bit_length() // 2)
-    _butterflies(entries, scratch, row)
+    spare = np.empty(size // 2)
+    _butterflies(entries, spare, row)
     turned = np.ascontiguousarray(entries.reshape(-1, row).T).reshape(-1)
-    _butterflies(turned, scratch, size // row)
+    _butterflies(turned, spare, size // row)
     entries.reshape(-1, row)[:] = turned.reshape(row, -1).T
 
 
-def _butterflies(entries: Vectors, scratch: Vectors, start: int) -> None:
+def _butterflies(entries: Vectors, spare: Vectors, start: int) -> None:
     """The factors of H whose two partners lie `start`, 2·`start`, … apart."""
-    half = len(scratch) // 2
     width = start
     while width < len(entries):
         pairs = entries.reshape(-1, 2, width)
-        difference = scratch[:half].reshape(-1, width)
+        difference = spare.reshape(-1, width)
         np.subtract(pairs[:, 0], pairs[:, 1], out=difference)
         pairs[:, 0] += pairs[:, 1]
         pairs[:, 1] = difference
