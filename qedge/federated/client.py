@@ -157,7 +157,9 @@ class FederatedClient:
         with single_thread():
             trained = self.kernel.updates(broadcast.weights, self._prepared(broadcast.round, chunk))
             if self.spec.grid is not None:
-                return self._rounded(broadcast, chunk, trained.values, self._grid(broadcast, self.spec.grid)), {}
+                rotation = self.spec.rotation(broadcast.round)
+                values = trained.values if rotation is None else rotation.forward(trained.values)
+                return self._rounded(broadcast, chunk, values, self._grid(broadcast, self.spec.grid)), {}
             counts = np.minimum(self._rows(chunk), self.spec.algorithm.max_weight)
             counts[list(trained.failed)], trained.values[list(trained.failed)] = 0, 0
             each = [fixed_point(trained.values[place : place + 1], [int(count)]) for place, count in enumerate(counts)]

@@ -78,7 +78,7 @@ class Coordinator:
         self.algorithm = ALGORITHMS[self.job.algorithm.kind]
         self.ahead = WriteAhead(folder.releases, lambda message: records.keys.mac("release", message))
         replaced = folder.read("kernel.json")
-        spec = ClientSpec(
+        self.spec = spec = ClientSpec(
             model=self.job.model,
             features=len(schema.features),
             classes=len(schema.labels),
@@ -90,6 +90,7 @@ class Coordinator:
             seed=self.job.seed,
             secure=self.job.secure_aggregation,
             share=self.guarantee.share if self.guarantee else None,
+            rotated=self.guarantee.rotated if self.guarantee else False,
             examples=self.guarantee.noisy_steps if self.guarantee else None,
         )
         own_test = None if self.federation.test_public_file else self.federation.test
@@ -243,7 +244,7 @@ class Coordinator:
         releases = self.ahead.read(committed)
         while state.round < self.job.rounds and (release := releases.get(state.round + 1)):
             self.records.ledger.commit(self.folder.run, release.round, release.digest, self.epoch)
-            state = self._apply(state, Mean(self.mechanism.mean(release.total, release.kept, self.expected)))
+            state = self._apply(state, Mean(self._mean_update(self.mechanism, release)))
             state, measured, news = self._evaluated(state)
             self._tell(state, measured, news)
         if lost := [number for number in committed if state.round < number <= self.job.rounds]:
@@ -283,7 +284,7 @@ class Coordinator:
         charged = self.scribe.submit(self._charge, release)
         try:
             with phase("step"):
-                after = self._apply(state, Mean(mechanism.mean(release.total, release.kept, self.expected)))
+                after = self._apply(state, Mean(self._mean_update(mechanism, release)))
             with phase("evaluate"):
                 evaluated = self._evaluated(after)
         finally:
@@ -320,9 +321,14 @@ class Coordinator:
     def _opened(self, state: ServerState, mechanism: Mechanism, release: Release) -> Evaluated:
         """The end of a round whose release was charged."""
         with self.profile.phase("step"):
-            after = self._apply(state, Mean(mechanism.mean(release.total, None, self.expected)))
+            after = self._apply(state, Mean(self._mean_update(mechanism, release)))
         with self.profile.phase("evaluate"):
             return self._evaluated(after)
+
+    def _mean_update(self, mechanism: Mechanism, release: Release) -> np.ndarray:
+        """The mean update that a release stands for, [params] float64."""
+        mean, rotation = mechanism.mean(release.total, release.kept, self.expected), self.spec.rotation(release.round)
+        return mean if rotation is None else rotation.backward(mean)
 
     def _stepped(self, state: ServerState, mean: Mean) -> Evaluated:
         """The end of a round without privacy."""

@@ -25,9 +25,9 @@ from qedge.privacy.accounting import (
 )
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
-from qedge.privacy.distributed import NoiseShare
 from qedge.privacy.example_sums import NoisySteps, SumGrid
 from qedge.privacy.mechanisms import DiscreteGaussian
+from qedge.privacy.noise_share import NoiseShare
 
 EVALUATION_ROWS = 64  # public cap on the held-out rows of a client that a charged evaluation looks at
 EVALUATION_SENSITIVITY_SQUARED = 2 * EVALUATION_ROWS**2  # two counts, to each of which a client adds at most so many
@@ -60,10 +60,10 @@ class Guarantee:
     variance: of the noise, in grid units squared; evaluation_variance: of the noise on either count of the one charged evaluation, or
     None; count_weight: w of `release.AdaptiveClipping`, or 0; strategy: coefficients of the banded strategy and separation, the rounds
     between two of a client, where clients take turns, else () and 0; share: what each client adds where nobody else adds noise, in secure
-    sums on `ring_bits`; honest: how many shares at least are in the sum of a group that no colluder knows, which `variance` counts on;
-    opened: how many shares at least are in the sum of all groups, and how many of them no colluder knows; steps, max_rows: with DP-SGD at
-    the clients, whose grid, sensitivity, variance and rate are those of a step, else 0; unit: what it holds for, the unit of the scope
-    that it charges.
+    sums on `ring_bits`, of updates that are rotated where that takes fewer; honest: how many shares at least are in the sum of a group
+    that no colluder knows, which `variance` counts on; opened: how many shares at least are in the sum of all groups, and how many of
+    them no colluder knows; steps, max_rows: with DP-SGD at the clients, whose grid, sensitivity, variance and rate are those of a step,
+    else 0; unit: what it holds for, the unit of the scope that it charges.
     """
 
     grid: Grid | SumGrid
@@ -84,6 +84,7 @@ class Guarantee:
     honest: int = 0
     opened: tuple[int, int] = (0, 0)
     ring_bits: int = 0
+    rotated: bool = False
     steps: int = 0
     max_rows: int = 0
     unit: str = "client"
@@ -197,6 +198,7 @@ class Guarantee:
             "honest": self.honest,
             "opened": list(self.opened),
             "ring_bits": self.ring_bits,
+            "rotated": self.rotated,
             "steps": self.steps,
             "max_rows": self.max_rows,
             "unit": self.unit,
@@ -222,15 +224,22 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         count_weight=int(str(values["count_weight"])),
         strategy=_whole(values["strategy"]),
         separation=int(str(values["separation"])),
-        share=NoiseShare(str(share[0]), int(str(share[1]))) if isinstance(share, list) else None,
+        share=_read_share(share),
         honest=int(str(values["honest"])),
         opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
         ring_bits=int(str(values["ring_bits"])),
+        rotated=bool(values["rotated"]),
         scaling=_read_scaling(values.get("scaling")),
         steps=int(str(values["steps"])),
         max_rows=int(str(values["max_rows"])),
         unit=str(values["unit"]),
     )
+
+
+def _read_share(value: JsonValue) -> NoiseShare | None:
+    if not isinstance(value, list):
+        return None
+    return NoiseShare("skellam" if value[0] == "skellam" else "discrete-gaussian", int(str(value[1])))
 
 
 def charged_evaluation(job: TrainingJob) -> bool:

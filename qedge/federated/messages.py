@@ -12,8 +12,9 @@ import numpy as np
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model, SecureAggregation
 from qedge.privacy.clipping import Grid, add_exactly
-from qedge.privacy.distributed import NoiseShare
 from qedge.privacy.example_sums import NoisySteps
+from qedge.privacy.noise_share import NoiseShare
+from qedge.privacy.rotation import Rotation
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,14 @@ class ClientSpec:
     seed: int
     secure: SecureAggregation | None = None
     share: NoiseShare | None = None  # under secure aggregation: what each client adds to its own integers
+    rotated: bool = False  # its updates are rotated before they are rounded
     examples: NoisySteps | None = None  # what clients do in a round of DP-SGD
+
+    def rotation(self, round_number: int) -> Rotation | None:
+        """How a round's updates are rotated: another way each round, known to whoever opens the sum, and to no update before it is made."""
+        if not self.rotated or self.grid is None:
+            return None
+        return Rotation(self.key.derive("rotation", round_number).secret, self.grid.params)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from qedge.privacy.accounting import (
     sampled_gaussian,
 )
 from qedge.privacy.clipping import Grid
-from qedge.privacy.distributed import SharedCalibration, calibrate_shares
-from qedge.secure_aggregation.ring import Ring
+from qedge.privacy.distributed import calibrate_shares
+from qedge.privacy.mechanisms import NoiseKind
+from qedge.privacy.noise_share import NoiseShare
+from qedge.privacy.rotation import ring_bits, rotation_pays, signal_reach
 
 _MOST_BANDS = 32  # as many exact sums have to be kept; more gain little
 WRAPS = 1e-9  # chance a round, at most, that noise takes a secure sum out of its ring
@@ -113,33 +115,38 @@ def _shared(job: TrainingJob, privacy: Privacy, grid: Grid, secure: SecureAggreg
     Nothing is amplified: cohorts are no secret to the server, and do not depend on anybody's rows, so that emptying a client moves its
     group's sum by one bound.
     """
+    kind: NoiseKind = "skellam" if job.noise == "skellam" else "discrete-gaussian"
     groups = secure.groups(job.cohort.size or 0)
     honest, most = min(group.honest for group in groups), max(group.members for group in groups)
 
-    def fit(count_weight: int) -> SharedCalibration:
+    def fit(count_weight: int) -> Calibration:
         squared, length = grid.sensitivity_squared + count_weight**2, grid.params + (1 if count_weight else 0)
-        return calibrate_shares(job.noise, privacy.epsilon, privacy.delta, squared, length, honest, job.rounds, order=order)
+        return calibrate_shares(kind, privacy.epsilon, privacy.delta, squared, length, honest, job.rounds, order=order)
 
     calibrated, weight = fit(0), 0
     if privacy.clipping.quantile is not None:
-        weight = _count_weight(grid, calibrated.share.variance * honest, float(job.cohort.size or 1))
+        weight = _count_weight(grid, calibrated.variance * honest, float(job.cohort.size or 1))
         calibrated = fit(weight)
     squared, length = grid.sensitivity_squared + weight**2, grid.params + (1 if weight else 0)
-    reach = most * math.isqrt(squared) + calibrated.share.reach(most, length, WRAPS)
+    share = NoiseShare(kind, calibrated.variance)
+    noise = share.reach(most, length, WRAPS)
+    rotated = rotation_pays(grid.params, grid.sensitivity_squared, most, noise, chance=WRAPS)
+    signal = max(signal_reach(grid.params, grid.sensitivity_squared, most, rotated=rotated, chance=WRAPS), most * weight)
     return Guarantee(
         grid,
         sensitivity_squared=squared,
-        variance=calibrated.share.variance * honest,
+        variance=calibrated.variance * honest,
         rate=1.0,
         rounds=job.rounds,
         order=calibrated.order,
         delta=privacy.delta,
         per_round=calibrated.cost_round,
         count_weight=weight,
-        share=calibrated.share,
+        share=share,
         honest=honest,
         opened=(sum(group.survivors for group in groups), sum(group.honest for group in groups)),
-        ring_bits=Ring.holding(reach).bits,
+        ring_bits=ring_bits(signal, noise),
+        rotated=rotated,
     )
 
 

@@ -12,7 +12,6 @@ LATER = {
     "algorithm.kind": set(),
     "aggregation": {"median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "norm-bound"},
     "cohort.sampling": set(),
-    "privacy.noise": set(),
     "privacy.unit": set(),
     "model.kind": {"hybrid"},
 }
@@ -20,7 +19,6 @@ NOW = {
     "algorithm.kind": {"fedavg", "fedprox", "fedadagrad", "fedadam", "fedyogi", "scaffold", "fedbuff"},
     "aggregation": {"mean"},
     "cohort.sampling": {"cyclic", "oort", "poisson", "power-of-choice", "resource", "stratified", "uniform"},
-    "privacy.noise": {"central", "discrete-gaussian", "skellam"},
     "privacy.unit": {"client", "example"},
     "model.kind": {"linear", "mlp", "cnn"},
 }

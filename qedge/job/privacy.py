@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, field_validator, model_validator
 
 from qedge.errors import InvalidPrivacy
 from qedge.job.part import Part, known
+
+Noise = Literal["central", "discrete-gaussian", "skellam"]
 
 
 class Clipping(Part):
@@ -30,10 +34,10 @@ class Privacy(Part):
     epsilon: float
     delta: float
     clipping: Clipping
-    noise: str | None = Field(
+    noise: Noise | None = Field(
         default=None,
-        description="central: added to the sum by the coordinator; discrete-gaussian | skellam: each client adds its share, under "
-        "secure aggregation; default: the one that fits",
+        description="central: added to the sum by the coordinator; the others: each client adds its share, under secure aggregation; "
+        "default: the one that fits",
     )
     budget: str | None = Field(
         default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="scope to charge; default: the data's own"
@@ -49,11 +53,6 @@ class Privacy(Part):
     @classmethod
     def _unit(cls, value: str) -> str:
         return known("privacy.unit", value)
-
-    @field_validator("noise")
-    @classmethod
-    def _noise(cls, value: str | None) -> str | None:
-        return None if value is None else known("privacy.noise", value)
 
     @field_validator("epsilon")
     @classmethod

@@ -19,7 +19,7 @@ from qedge.job.explanation import explain
 from qedge.job.model import Model
 from qedge.job.part import NOW, Part, known
 from qedge.job.personalisation import Personalisation
-from qedge.job.privacy import Privacy
+from qedge.job.privacy import Noise, Privacy
 from qedge.job.rollback import Rollback
 from qedge.job.secure_aggregation import SecureAggregation
 from qedge.yaml_mapping import read_mapping
@@ -114,7 +114,7 @@ class TrainingJob(Part):
         return self
 
     @property
-    def noise(self) -> str:
+    def noise(self) -> Noise:
         """Who adds the noise of a run under privacy: central, or each client its share of discrete-gaussian or skellam noise."""
         given = self.privacy.noise if self.privacy is not None else None
         return given or ("central" if self.secure_aggregation is None else "discrete-gaussian")
@@ -180,8 +180,8 @@ class TrainingJob(Part):
             )
         if self.privacy is not None and self.privacy.noise is not None:
             raise PrivacyError(
-                f"privacy.noise: '{self.privacy.noise}' is added to sums of clients, and with 'unit: example' each client adds noise at each of "
-                "its steps; leave it out",
+                f"privacy.noise: '{self.privacy.noise}' is added to sums of clients, and with 'unit: example' each client adds noise at "
+                "each of its steps; leave it out",
                 given=self.privacy.noise,
             )
         if self.algorithm.loop is not None:

@@ -15,7 +15,7 @@ Canonne, Kamath, Steinke, "The Discrete Gaussian for Differential Privacy" (Neur
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -232,11 +232,23 @@ def calibrate(
     >>> calibrate(8.0, 1e-3, sensitivity_squared=16_000, rate=0.25, rounds=60).noise_multiplier > 1
     True
     """
+    sampled_gaussian(sensitivity_squared, 1, rate)
+    a_round = allowed_a_round(epsilon, delta, rounds, order, share)
+    enough = min(evaluation_variance(nanos, candidate, sensitivity_squared) for candidate, nanos in a_round.items())
+    variance, cost, chosen = least_variance(lambda given: sampled_gaussian(sensitivity_squared, given, rate), a_round, enough)
+    return Calibration(math.sqrt(variance / sensitivity_squared), variance, cost, chosen)
+
+
+def allowed_a_round(epsilon: float, delta: float, rounds: int, order: int | None, share: float) -> dict[int, int]:
+    """The nanos that each of `rounds` equal releases may cost, at each order at which that is anything: `order`, or all when None.
+
+    Raises:
+        InvalidPrivacy: as `calibrate`.
+    """
     if type(rounds) is not int or rounds < 1:
         raise InvalidPrivacy(f"rounds is {rounds}; accepted: a whole number >= 1", given=rounds)
     if not 0 < share <= 1:
         raise InvalidPrivacy(f"share of the budget is {share}; accepted: 0 < share <= 1", given=share)
-    sampled_gaussian(sensitivity_squared, 1, rate)
     orders = ORDERS if order is None else (order,)
     allowed = {candidate: math.floor(Fraction(share) * allowance(epsilon, delta, candidate)) for candidate in orders}
     a_round = {candidate: nanos // rounds for candidate, nanos in allowed.items() if nanos >= rounds}
@@ -247,18 +259,26 @@ def calibrate(
         raise InvalidPrivacy(
             f"{rounds} rounds are more than epsilon {epsilon} can pay for; accepted: at most {most}", given=rounds, accepted=most
         )
+    return a_round
+
+
+def least_variance(
+    cost_of: Callable[[int], RenyiCost], a_round: Mapping[int, int], enough: int, short: int = 0
+) -> tuple[int, RenyiCost, int]:
+    """The smallest whole variance up to `enough`, which is, and over `short` whose cost fits at some order; that cost; and the order.
+
+    cost_of: of a variance, falling as it grows; a_round: as `allowed_a_round` gives it.
+    """
 
     def slack(cost: RenyiCost, candidate: int) -> int:
         return a_round[candidate] - cost.at(candidate)
 
-    low, high = 0, min(evaluation_variance(nanos, candidate, sensitivity_squared) for candidate, nanos in a_round.items())
-    while high - low > 1:
-        variance = (low + high) // 2
-        cost = sampled_gaussian(sensitivity_squared, variance, rate)
-        low, high = (low, variance) if any(slack(cost, candidate) >= 0 for candidate in a_round) else (variance, high)
-    cost = sampled_gaussian(sensitivity_squared, high, rate)
-    chosen = max(a_round, key=lambda candidate: Fraction(slack(cost, candidate), a_round[candidate]))
-    return Calibration(math.sqrt(high / sensitivity_squared), high, cost, chosen)
+    while enough - short > 1:
+        variance = (short + enough) // 2
+        cost = cost_of(variance)
+        short, enough = (short, variance) if any(slack(cost, candidate) >= 0 for candidate in a_round) else (variance, enough)
+    cost = cost_of(enough)
+    return enough, cost, max(a_round, key=lambda candidate: Fraction(slack(cost, candidate), a_round[candidate]))
 
 
 def evaluation_variance(nanos: int, order: int, sensitivity_squared: int) -> int:

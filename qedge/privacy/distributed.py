@@ -1,18 +1,13 @@
-"""Noise that clients add themselves, each a share, so that a secure sum is private against the server that opens it.
+"""Noise that no single party adds: what the sum of many clients' shares protects, how large a share must be, how far it reaches.
 
-What counts are the shares that no adversary knows: those of the fewest survivors of a group, less the colluders among them. A client's
-share is an independent discrete Gaussian or Skellam draw on each entry of its own integer vector.
+Each client adds independent discrete noise to its own integer vector before it is masked; whoever opens the sum sees the noisy
+sum only. `honest` shares are the ones that the adversary neither knows nor can take out again: the fewest survivors that a round
+accepts, less the colluders assumed. Shares beyond them can only help (post-processing). Neighbours: one client's vector emptied,
+its share of the noise still added; sampling of the cohort is not counted on.
 
-- **Discrete Gaussian** (Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
-  Aggregation", ICML 2021). A sum of m of them is no discrete Gaussian, but close: completing the square, P(X+Y = z) of shares with
-  variances σ² and kσ² is the mass of the discrete Gaussian with (k+1)σ² at z times Σ_x exp(-(x - z/(k+1))²/(2s²)), s² = σ²k/(k+1),
-  which Poisson summation puts within a factor 1 ± 2.1 exp(-2π²s²) of √(2π)s. Numerator and normaliser together, and one share after
-  another, the logarithm of the ratio of the two masses is at most τ = 10 Σ_(k=1)^(m-1) exp(-2π²σ²k/(k+1)) on each entry (their lemma;
-  σ >= 1/2). Departure: from there the Rényi divergence of order α of the sum is bounded directly, by that of the discrete Gaussian with
-  mσ², αΔ²/(2mσ²), and dτ(2α-1)/(α-1) for the change of both distributions.
-- **Skellam** (Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning", NeurIPS 2021, theorem 3.5):
-  sums are Skellam, and at integer orders D_α <= αΔ²/(2μ) + min(((2α-1)Δ² + 6Δ₁)/(4μ²), 3Δ₁/(2μ)) for the variance μ of the sum and an
-  L1 sensitivity Δ₁, which for vectors of d integers is at most min(Δ², √d Δ).
+Sources: Kairouz, Liu, Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure Aggregation" (ICML
+2021), Proposition 14; Agarwal, Kairouz, Liu, "The Skellam Mechanism for Differentially Private Federated Learning" (NeurIPS 2021),
+its bound in d dimensions. Both are replaced below by smaller ones, proved here, at the integer orders that are accounted.
 """
 
 from __future__ import annotations
@@ -21,89 +16,102 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
-from numpy import int64
-from numpy.typing import NDArray
-
 from qedge.errors import InvalidPrivacy
-from qedge.privacy.accounting import NANO, ORDERS, RenyiCost, allowance
-from qedge.privacy.mechanisms import MAX_VARIANCE, DiscreteGaussian, NoiseSource, Skellam
+from qedge.privacy.accounting import NANO, ORDERS, Calibration, RenyiCost, allowed_a_round, evaluation_variance, least_variance
+from qedge.privacy.mechanisms import MAX_VARIANCE, NoiseKind, noise_of
 
-DISCRETE_GAUSSIAN, SKELLAM = "discrete-gaussian", "skellam"
-LEAST_VARIANCE = 4  # of one share: two grid units, where sums of shares are close to what they are accounted as
+LEAST_SHARE = 4  # two grid units of standard deviation: below, sums of discrete Gaussians stop being nearly Gaussian
+_SLACK = 1 + 2.0**-40  # over what a few dozen float operations can lose
+_DIRECT = 64
 
 
 @dataclass(frozen=True)
-class NoiseShare:
-    """kind: discrete-gaussian or skellam; variance: of one client's share on each entry, in grid units squared.
+class DistributedNoise:
+    """Independent shares of discrete noise in a sum of integer vectors.
+
+    variance: of one client's share in one coordinate, in grid units squared; honest: how many shares the adversary does not know;
+    dimensions: of the vectors; sensitivity_squared: the largest squared L2 norm of one client's vector.
 
     Raises:
-        InvalidPrivacy: another kind, or a variance below 4.
+        InvalidPrivacy: another kind, a variance outside 4 to 10^12, or another number that is not whole and positive.
+
+    >>> DistributedNoise("skellam", variance=40, honest=10, dimensions=3, sensitivity_squared=100).cost().at(2)
+    250313609
     """
 
-    kind: str
+    kind: NoiseKind
     variance: int
+    honest: int
+    dimensions: int
+    sensitivity_squared: int
 
     def __post_init__(self) -> None:
-        if self.kind not in (DISCRETE_GAUSSIAN, SKELLAM):
-            raise InvalidPrivacy(f"a share of '{self.kind}' noise; accepted: {DISCRETE_GAUSSIAN}, {SKELLAM}", given=self.kind)
-        if not LEAST_VARIANCE <= self.variance <= MAX_VARIANCE:
-            raise InvalidPrivacy(
-                f"a share of noise has variance {self.variance}; accepted: {LEAST_VARIANCE} to {MAX_VARIANCE:.0e}", given=self.variance
-            )
-
-    @property
-    def words(self) -> str:
-        """What a server announces, and each client compares with what it adds."""
-        return f"{self.kind} variance={self.variance}"
+        _check_sum(self.kind, self.variance, self.honest, self.dimensions)
+        _check_whole("sensitivity_squared", self.sensitivity_squared)
+        if self.variance < LEAST_SHARE:
+            raise InvalidPrivacy(f"variance of a share is {self.variance}; accepted: at least {LEAST_SHARE}", given=self.variance)
 
     @property
     def total_variation(self) -> float:
-        """How far one draw may be from its distribution."""
-        return self._sampler.total_variation
+        """How far the honest shares of one release, as they are sampled, may be from the exact distributions."""
+        return noise_of(self.kind, self.variance).total_variation * self.honest * self.dimensions
 
-    def sample(self, size: int, source: NoiseSource) -> NDArray[int64]:
-        """One client's share, [size] int64."""
-        return self._sampler.sample(size, source)
-
-    def cost(self, sensitivity_squared: int, dimensions: int, shares: int) -> RenyiCost:
-        """Of one sum with so many shares that the adversary does not know, never below the true divergence.
-
-        sensitivity_squared: Δ², the largest squared norm by which one client's integers move the sum.
-        """
-        total = self.variance * shares
-        if self.kind == DISCRETE_GAUSSIAN:
-            apart = _apart(self.variance, shares) * dimensions
-            return RenyiCost(
-                tuple(-(-a * sensitivity_squared * NANO // (2 * total)) + math.ceil(apart * (2 * a - 1) / (a - 1) * NANO) for a in ORDERS)
-            )
-        first_norm = min(sensitivity_squared, math.isqrt(dimensions * sensitivity_squared) + 1)
-        return RenyiCost(tuple(math.ceil(_skellam(a, sensitivity_squared, first_norm, total) * NANO) for a in ORDERS))
-
-    def reach(self, shares: int, dimensions: int, chance: float) -> int:
-        """A magnitude that no entry of a sum of so many shares passes, but with this chance.
-
-        P(|X| >= t) <= 2 exp(-t²/(2(v + t/3))) for a sum of variance v (Bernstein): the moment generating function of the Skellam
-        distribution is exp(v(cosh λ - 1)), and cosh λ - 1 <= λ²/(2(1 - λ/3)); the discrete Gaussian's is at most exp(vλ²/2).
-        """
-        total, exponent = self.variance * shares, math.log(2 * dimensions / chance)
-        return math.ceil(exponent / 3 + math.sqrt(exponent**2 / 9 + 2 * total * exponent)) + 1
-
-    @property
-    def _sampler(self) -> DiscreteGaussian | Skellam:
-        return DiscreteGaussian(self.variance) if self.kind == DISCRETE_GAUSSIAN else Skellam(self.variance)
+    def cost(self) -> RenyiCost:
+        """Rényi divergence of one release, either way, at each order, rounded up."""
+        if self.kind == "skellam":
+            slope, extra = _skellam_curvature(self.honest * self.variance) * self.sensitivity_squared, Fraction(0)
+        else:
+            slope = Fraction(self.sensitivity_squared, 2 * self.honest * self.variance)
+            extra = Fraction(_gaussian_spread(self.variance, self.honest)) * self.dimensions
+        return RenyiCost(tuple(math.ceil(order * (slope + extra / (order - 1)) * NANO) for order in ORDERS))
 
 
-@dataclass(frozen=True)
-class SharedCalibration:
-    """The least share for a plan, what each round then costs, and the order at which it was fitted."""
+def _gaussian_spread(variance: int, shares: int) -> float:
+    """w such that the sum P of so many discrete Gaussians and the one Gaussian Q of the summed variance are within a factor of
+    exp(w): ρ = P/Q has log(max ρ/min ρ) <= w.
 
-    share: NoiseShare
-    cost_round: RenyiCost
-    order: int
+    Adding a share to k others: Σ_x Q_k(x)·Q_1(z-x) is exp(-z²/(2(k+1)σ²)) times the mass of a Gaussian of variance s² = σ²k/(k+1) on
+    a shifted lattice, which by Poisson's summation is within 1 ± r of one value, r = 2·Σ_n exp(-2π²s²n²) <= 2e/(1-e³) with
+    e = exp(-2π²s²). So each share widens the range of ρ by at most (1+r)/(1-r), and w = Σ_k 2·atanh(r_k).
+
+    Then D_α of the sum moved by Δ from the sum, with α an integer and Δ on the lattice, is at most α·|Δ|²/(2mσ²) + α/(α-1)·w in each
+    coordinate: Σ Q(x-Δ)^α Q(x)^(1-α) = exp(α(α-1)|Δ|²/(2mσ²)) exactly, and ρ(x-Δ)^α ρ(x)^(1-α) <= max ρ·exp((α-1)w) <= exp(αw), as
+    1, an average of ρ, is at least min ρ. Proposition 14 has 10·Σ_k exp(-2π²s²) in the place of α/(α-1)·w, which is at most about 8.
+    From σ² = 4 on w is below 10^-16: the proposition's other bounds, better where it is large, would never be used.
+    """
+
+    def widening(k: int) -> float:
+        e = math.exp(-2 * math.pi**2 * variance * k / (k + 1))
+        return 2 * math.atanh(2 * e / (1 - e**3))
+
+    alone = min(shares - 1, _DIRECT)
+    return _SLACK * (math.fsum(widening(k) for k in range(1, alone + 1)) + (shares - 1 - alone) * widening(_DIRECT))
+
+
+def _skellam_curvature(variance: int) -> Fraction:
+    """c/2 = log(I_0(v)/I_1(v)) from above, v >= 4: D_α of a Skellam variable of variance v moved by an integer Δ is at most α·Δ²·c/2.
+
+    Let φ(k) = -log P(k), P(k) = exp(-v)·I_|k|(v).
+
+    1. φ(k+1) + φ(k-1) - 2φ(k) <= c for every k. I_k/I_0 is the mean of exp(-k²T/2) over a law of T >= 0 (Hartman, Watson, "Normal
+       distribution functions on spheres and the modified Bessel functions", Annals of Probability 1974), so φ(k) = f(k²) with
+       f concave and rising. At k = 0 the left side is 2(f(1)-f(0)) = c. Past it, with m the slope of f between (k-1)² and k², it
+       is at most (2k+1)m - (2k-1)m = 2m <= c.
+    2. So ψ(k) = ck²/2 - φ(k) is convex on the integers, and as x-Δ lies at 1/α of the way from x to x-αΔ, an integer,
+       α·ψ(x-Δ) - (α-1)·ψ(x) <= ψ(x-αΔ), that is P(x-Δ)^α P(x)^(1-α) <= P(x-αΔ)·exp(cα(α-1)Δ²/2). Sum over x.
+
+    3. r = I_1/I_0 is at least l = 1 - 1/(2v) - 1/(8v²) - 1/(4v³) from v = 4 on: there it is (0.8635 to 0.8633), r' = 1 - r/v - r²,
+       and l' is less than 1 - l/v - l² by (1/4)/v³ - (49/64)/v⁴ - (1/16)/v⁵ - (1/16)/v⁶ > 0. The series of r goes on with 1/(8v³).
+
+    Over coordinates the divergences add: |Δ|² in place of Δ². c = 1/v + 1/(2v²) + …, whereas the paper has, besides α/(2v)·|Δ|²,
+    ((2α-1)|Δ|² + 6|Δ|_1)/(4v²): the same leading term, and nothing here depends on the L1 norm.
+    """
+    v = variance
+    return Fraction(math.log1p((4 * v**2 + v + 2) / (8 * v**3 - 4 * v**2 - v - 2)) * _SLACK)
 
 
 def calibrate_shares(
-    kind: str,
+    kind: NoiseKind,
     epsilon: float,
     delta: float,
     sensitivity_squared: int,
@@ -111,43 +119,99 @@ def calibrate_shares(
     honest: int,
     rounds: int,
     order: int | None = None,
-) -> SharedCalibration:
-    """The least share with which so many releases, `honest` shares in each, stay within what (epsilon, delta) allows.
+    share: float = 1.0,
+) -> Calibration:
+    """The smallest variance of one client's share, at least 4, at which `rounds` releases stay within `share` of what (epsilon, delta)
+    allows; the noise multiplier is that of the honest shares together.
 
     At `order` when given (a budget that is open already), else at the order that needs the least noise for this plan.
 
     Raises:
-        InvalidPrivacy: a parameter out of range, or no share that would do.
+        InvalidPrivacy: a parameter out of range, an epsilon below what delta can prove, more rounds than a budget counted in nanos
+            can pay for, or a share that would have to be larger than 10^12.
+
+    >>> calibrate_shares("discrete-gaussian", 8.0, 1e-3, sensitivity_squared=16_000, dimensions=62, honest=20, rounds=60).variance
+    13089
     """
-    orders = ORDERS if order is None else (order,)
-    a_round = {candidate: allowance(epsilon, delta, candidate) // rounds for candidate in orders}
-    if max(a_round.values()) < 1:
-        raise InvalidPrivacy(f"{rounds} rounds are more than epsilon {epsilon} can pay for at delta {delta}", given=rounds)
 
-    def fits(variance: int) -> bool:
-        cost = NoiseShare(kind, variance).cost(sensitivity_squared, dimensions, honest)
-        return any(cost.at(candidate) <= nanos for candidate, nanos in a_round.items())
+    def cost_of(variance: int) -> RenyiCost:
+        return DistributedNoise(kind, variance, honest, dimensions, sensitivity_squared).cost()
 
-    low, high = LEAST_VARIANCE - 1, LEAST_VARIANCE
-    while not fits(high):
-        low, high = high, high * 2
-        if high > MAX_VARIANCE:
-            raise InvalidPrivacy(f"no share of noise up to variance {MAX_VARIANCE:.0e} would do for epsilon {epsilon}", given=epsilon)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    share = NoiseShare(kind, high)
-    cost = share.cost(sensitivity_squared, dimensions, honest)
-    chosen = max(a_round, key=lambda candidate: Fraction(a_round[candidate] - cost.at(candidate), max(1, a_round[candidate])))
-    return SharedCalibration(share, cost, chosen)
+    cost_of(LEAST_SHARE)
+    a_round = allowed_a_round(epsilon, delta, rounds, order, share)
+    least = min(evaluation_variance(nanos, candidate, sensitivity_squared) for candidate, nanos in a_round.items())
+    short, enough = LEAST_SHARE - 1, max(LEAST_SHARE, -(-least // honest))
+    while enough <= MAX_VARIANCE:
+        cost = cost_of(enough)
+        if any(cost.at(candidate) <= nanos for candidate, nanos in a_round.items()):
+            variance, cost, chosen = least_variance(cost_of, a_round, enough, short)
+            return Calibration(math.sqrt(honest * variance / sensitivity_squared), variance, cost, chosen)
+        short, enough = enough, enough + enough // 64 + 1
+    raise InvalidPrivacy(
+        f"{honest} shares of noise would need a variance over {MAX_VARIANCE:.0e} each; accepted: more honest clients, "
+        "a larger epsilon or fewer rounds",
+        given=honest,
+    )
 
 
-def _apart(variance: int, shares: int) -> float:
-    """τ: the logarithm of the ratio of the masses of a sum of shares and of the discrete Gaussian of its variance is at most this."""
-    return 10 * sum(math.exp(-2 * math.pi**2 * variance * k / (k + 1)) for k in range(1, shares)) * (1 + 1e-9)
+def noise_tail(kind: NoiseKind, variance: int, shares: int, dimensions: int, magnitude: int) -> float:
+    """An upper bound of the chance that the sum of so many shares exceeds `magnitude`, either way, in any of the coordinates.
+
+    Chernoff's bound of P(S >= a), a = magnitude + 1, twice and for each coordinate, with v the summed variance. A discrete Gaussian
+    has E[exp(tX)] = exp(t²σ²/2) times the sum of its bell over the lattice moved by tσ² over that on the lattice, which is the
+    largest: exp(-a²/(2v)). Skellam's is exp(v(cosh t - 1)), least against exp(ta) at sinh t = a/v: exp(√(v²+a²) - v - a·asinh(a/v)).
+    Of the exact distributions: how they are sampled may add shares · dimensions · total_variation.
+
+    Raises:
+        InvalidPrivacy: another kind, or a number that is not whole and positive; a negative magnitude.
+    """
+    _check_sum(kind, variance, shares, dimensions)
+    if type(magnitude) is not int or magnitude < 0:
+        raise InvalidPrivacy(f"magnitude is {magnitude}; accepted: a whole number >= 0", given=magnitude)
+    reach, spread = float(magnitude + 1), float(shares * variance)
+    if kind == "skellam":
+        rise, fall = reach * (reach / (math.hypot(spread, reach) + spread)), reach * math.asinh(reach / spread)
+        exponent = rise - fall + 2.0**-45 * (rise + fall)
+    else:
+        exponent = -(reach * reach) / (2 * spread) / _SLACK
+    return min(1.0, 2 * dimensions * math.exp(exponent) * _SLACK)
 
 
-def _skellam(order: int, sensitivity_squared: int, first_norm: int, variance: int) -> Fraction:
-    """Theorem 3.5, exact."""
-    more = min(Fraction((2 * order - 1) * sensitivity_squared + 6 * first_norm, 4 * variance**2), Fraction(3 * first_norm, 2 * variance))
-    return Fraction(order * sensitivity_squared, 2 * variance) + more
+def noise_reach(kind: NoiseKind, variance: int, shares: int, dimensions: int, chance: float) -> int:
+    """The least magnitude that the sum of so many shares exceeds in any coordinate with a chance of at most `chance`, as
+    `noise_tail` bounds it.
+
+    Raises:
+        InvalidPrivacy: a chance outside (0, 1), and as `noise_tail`.
+
+    >>> noise_reach("discrete-gaussian", variance=10_000, shares=50, dimensions=100_000, chance=1e-9)
+    5738
+    """
+    check_chance(chance)
+    short, enough = -1, 1
+    while noise_tail(kind, variance, shares, dimensions, enough) > chance:
+        short, enough = enough, 2 * enough
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if noise_tail(kind, variance, shares, dimensions, middle) <= chance else (middle, enough)
+    return enough
+
+
+def check_chance(chance: float) -> None:
+    """Refuse what is not a probability strictly between 0 and 1."""
+    if not 0 < chance < 1:
+        raise InvalidPrivacy(f"chance is {chance}; accepted: a probability strictly between 0 and 1", given=chance)
+
+
+def _check_sum(kind: NoiseKind, variance: int, shares: int, dimensions: int) -> None:
+    if kind not in ("discrete-gaussian", "skellam"):
+        raise InvalidPrivacy(f"noise is {kind!r}; accepted: 'discrete-gaussian' or 'skellam'", given=kind)
+    for name, value in (("variance", variance), ("shares", shares), ("dimensions", dimensions)):
+        _check_whole(name, value)
+    if variance > MAX_VARIANCE:
+        raise InvalidPrivacy(f"variance of a share is {variance}; accepted: up to {MAX_VARIANCE:.0e}", given=variance)
+
+
+def _check_whole(name: str, value: int) -> None:
+    if type(value) is not int or value < 1:
+        raise InvalidPrivacy(f"{name} is {value}; accepted: a whole number >= 1", given=value)

@@ -14,7 +14,7 @@ import pytest
 
 from qedge.data.client_columns import read_columns
 from qedge.data.indexing import make_index
-from qedge.errors import DataError, DataNotFound, InvalidJob, InvalidPrivacy, InvalidValue, NotInThisVersion, Refused, UnknownKey
+from qedge.errors import DataError, DataNotFound, InvalidJob, InvalidPrivacy, InvalidValue, Refused, UnknownKey
 from qedge.job import Query
 from qedge.job.query import QueryData
 from qedge.runs.query_preparation import population_of
@@ -92,7 +92,7 @@ def test_a_statistic_that_makes_no_sense_is_refused(statistic: Any, error: type[
         ({"privacy": None}, InvalidJob, "privacy: none"),
         ({"privacy": {"epsilon": 0, "delta": 1e-4}}, InvalidPrivacy, "greater than 0"),
         ({"privacy": {"epsilon": 1, "delta": 1}}, InvalidPrivacy, "less than 1"),
-        ({"privacy": {"epsilon": 1, "delta": 1e-4, "unit": "example"}}, NotInThisVersion, "client"),
+        ({"privacy": {"epsilon": 1, "delta": 1e-4, "unit": "example"}}, InvalidPrivacy, "accepted: client"),
         ({"privacy": {"epsilon": 1, "delta": 1e-4, "clipping": {"bound": 1}}}, UnknownKey, "clipping"),
         ({"data": {"source": "wine", "client": "c"}}, InvalidJob, "brings its own"),
         ({"data": {"source": "t.csv", "client": "c", "partition": {"clients": 3}}}, InvalidJob, "built-in"),

@@ -35,7 +35,7 @@ from qedge.federated.secure_sum import SecureSum
 from qedge.federated.workers import chunk_size, make_chunks
 from qedge.job import Algorithm, Model, SecureAggregation
 from qedge.privacy.clipping import Grid
-from qedge.privacy.distributed import NoiseShare
+from qedge.privacy.noise_share import NoiseShare
 from qedge.secure_aggregation.ring import Ring
 from tests.benchmarks.figures import Figure, at_most, beside
 from tests.benchmarks.surroundings import WORKERS, cluster, free_port, scratch, settings_of

@@ -163,7 +163,7 @@ REFUSED = [
     ({"cohort": {"sampling": "cyclic", "rate": None, "size": None, "period": 3}}, PrivacyError, "accepted: 'uniform'"),
     ({"privacy": {"noise": "central"}}, PrivacyError, "discrete-gaussian, skellam"),
     ({"secure_aggregation": None, "privacy": {"noise": "skellam"}}, PrivacyError, "'noise: central'"),
-    ({"privacy": {"noise": "laplace"}}, InvalidJob, "unknown 'laplace'"),
+    ({"privacy": {"noise": "laplace"}}, InvalidJob, "discrete-gaussian"),
     ({"data": {"evaluation": "charged"}}, PrivacyError, "'evaluation: public'"),
     ({"privacy": "none", "algorithm": {"kind": "scaffold"}}, PrivacyError, "control variates"),
     ({"privacy": "none", "algorithm": {"kind": "fedbuff", "buffer": 3}}, PrivacyError, "no cohort"),
