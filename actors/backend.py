@@ -23,6 +23,7 @@ from qedge.data.client_columns import ClientColumns
 from qedge.errors import RoundFailed
 from qedge.federated.events import Event, Phase
 from qedge.federated.run_folder import Json, RunFolder, mapping
+from qedge.job import SecureAggregation
 from qedge.runs.query import carry_out_query
 
 _GOING_S = 30.0
@@ -83,8 +84,8 @@ class RayBackend:
             self.connection = connect(self.settings, start=True)
         reservation = f"query-{run}-{secrets.token_hex(4)}"
 
-        def sums(columns: ClientColumns) -> RaySums:
-            return RaySums(columns, reserve(reservation, lambda: on_event(Phase(run, "waiting"))))
+        def sums(columns: ClientColumns, secure: SecureAggregation | None) -> RaySums:
+            return RaySums(columns, reserve(reservation, lambda: on_event(Phase(run, "waiting"))), secure)
 
         try:
             return carry_out_query(run, self.settings, sums, on_event)

@@ -29,7 +29,7 @@ from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody
 from qedge.federated.secure_node import Said, Session
-from qedge.federated.workers import share_out, signatures
+from qedge.federated.workers import share_out
 from qedge.job import Personalisation
 from qedge.secure_aggregation.identity import Roster
 
@@ -68,7 +68,9 @@ class RayWorkers:
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, reserved: PlacementGroup) -> None:
         self.rows = np.diff(train.offsets)
-        self.authority = None if spec.secure is None else _authority(spec, len(self.rows))
+        self.authority = (
+            None if spec.secure is None else EnrolmentAuthorityActor.remote("simulated", len(self.rows), spec.secure.signatures)
+        )
         # Whoever stands for clients is told by the authority itself who they are: the coordinator is not.
         provision = None if self.authority is None else self.authority.provision.remote()
         self.standing_for = ray.put(spec), ray.put(train), ray.put(test), provision
@@ -241,7 +243,15 @@ class RayWorkers:
         self._free()
         if self.secure.lost:
             self._await_start()
-        return self.secure.open(_to_send(broadcast), self._shares(chunks), sessions, deadline_s, f"round {broadcast.round}")
+        sent, shares = _to_send(broadcast), self._shares(chunks)
+        standing = {slot: [client for chunk in share for client in chunk.clients.tolist()] for slot, share in enumerate(shares)}
+
+        def begin(slot: int) -> ray.ObjectRef:
+            return self.actors[slot].secure_open.remote(sent, shares[slot], sessions)
+
+        answers = self.secure.open(standing, begin, deadline_s, f"round {broadcast.round}")
+        said = [one for of_actor, _ in answers for one in of_actor]
+        return said, {client: reason for _, failed in answers for client, reason in failed.items()}
 
     def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
         """See `Workers.secure_step`."""
@@ -393,10 +403,6 @@ class RayWorkers:
     def _start(self, slot: int) -> ActorHandle:
         bundle = PlacementGroupSchedulingStrategy(self.reserved, placement_group_bundle_index=slot)
         return FederatedClientActor.options(scheduling_strategy=bundle).remote(*self.standing_for)
-
-
-def _authority(spec: ClientSpec, clients: int) -> ActorHandle:
-    return EnrolmentAuthorityActor.remote("simulated", clients, signatures(spec))
 
 
 def _to_send(broadcast: Broadcast) -> Broadcast | ray.ObjectRef:

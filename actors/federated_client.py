@@ -14,7 +14,8 @@ from qedge.data.federation import Rows
 from qedge.errors import QEdgeError, RoundFailed
 from qedge.federated.client import FederatedClient
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
-from qedge.federated.secure_node import Said, SecureNode, Session
+from qedge.federated.secure_node import Said, Session
+from qedge.federated.secure_training import SecureTraining
 from qedge.job import Personalisation
 from qedge.secure_aggregation.identity import Provision
 
@@ -25,7 +26,7 @@ class FederatedClientActor:
 
     def __init__(self, spec: ClientSpec, train: Rows, test: Rows | None, provision: Provision | None) -> None:
         self.client = FederatedClient(spec, train, test)
-        self.secure = SecureNode(self.client, provision) if provision is not None else None
+        self.secure = SecureTraining(self.client, spec.secure, provision) if provision is not None else None
         self.turn = threading.Lock()
 
     def ready(self) -> float | None:
@@ -57,14 +58,14 @@ class FederatedClientActor:
         return None  # what could not be made ready, the round itself will say
 
     def secure_open(self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session]) -> tuple[list[Said], dict[int, str]]:
-        """See `SecureNode.open`."""
+        """See `SecureTraining.open`."""
         with self.turn:
             return self.secure.open(broadcast, chunks, sessions)
 
     def secure_step(self, name: str, messages: Mapping[int, bytes]) -> list[Said]:
         """See `SecureNode.step`."""
         with self.turn:
-            return self.secure.step(name, messages)
+            return self.secure.node.step(name, messages)
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""

@@ -9,8 +9,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from qedge.federated.messages import Chunk
-from qedge.federated.secure_node import Said, Session
+from qedge.federated.secure_node import Said
 
 Answer = Callable[[ray.ObjectRef, str], Any]
 
@@ -26,16 +25,10 @@ class SecureCalls:
         self.lost: set[int] = set()
         self.standing: dict[int, list[int]] = {}
 
-    def open(
-        self, sent: Any, shares: Sequence[Sequence[Chunk]], sessions: Sequence[Session], deadline_s: float, what: str
-    ) -> tuple[list[Said], dict[int, str]]:
-        """Begin a session; sent: the broadcast, as calls take it; shares: the chunks of each slot."""
-        self.lost = set()
-        self.standing = {slot: [client for chunk in share for client in chunk.clients.tolist()] for slot, share in enumerate(shares)}
-        submitted = {self.actors[slot].secure_open.remote(sent, share, sessions): slot for slot, share in enumerate(shares) if share}
-        answers = self._of_those_left(submitted, deadline_s, what)
-        said = [one for of_actor, _ in answers for one in of_actor]
-        return said, {client: reason for _, failed in answers for client, reason in failed.items()}
+    def open(self, standing: Mapping[int, list[int]], begin: Callable[[int], ray.ObjectRef], deadline_s: float, what: str) -> list[Any]:
+        """Begin a session, and what came of it; standing: the clients of each slot; begin: the call that begins it there."""
+        self.lost, self.standing = set(), {slot: clients for slot, clients in standing.items() if clients}
+        return self._of_those_left({begin(slot): slot for slot in self.standing}, deadline_s, what)
 
     def step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
         """What clients of the actors that are left say to a message each."""

@@ -78,6 +78,10 @@ class Encoder:
             total += self.encode(columns.of(client), client)
         return total
 
+    def each(self, columns: ClientColumns, clients: Iterable[int]) -> dict[int, Integers]:
+        """What some clients send, by client."""
+        return {client: self.encode(columns.of(client), client) for client in clients}
+
     def split(self, total: npt.NDArray[np.int64]) -> list[tuple[Scale, Integers]]:
         """A sum, measurement by measurement."""
         ends = np.cumsum([scale.measurement.width for scale in self.scales])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from pydantic import JsonValue
@@ -35,9 +35,12 @@ from qedge.privacy.accounting import (
     sampled_gaussian,
 )
 from qedge.privacy.filter import check_range
-from qedge.privacy.mechanisms import MAX_VARIANCE, DiscreteGaussian
+from qedge.privacy.mechanisms import MAX_VARIANCE, DiscreteGaussian, NoiseKind
+from qedge.privacy.noise_share import NoiseShare
+from qedge.secure_aggregation.groups import Group
 
 _DEVIATION = 1 << 14  # of the noise in grid units: rounding is lost in it up to millions of clients, and its table is made in 0.3 s
+SHARED: NoiseKind = "discrete-gaussian"  # what clients add in secure sums
 _UNCOUNTED = 1e-9  # of delta; less than the rounding of the number that is shown
 
 
@@ -79,11 +82,15 @@ def hunting_rounds(query: Query) -> int:
 
 @dataclass(frozen=True)
 class Charge:
-    """One release: bounds, of what a client sends for each measurement, in grid units; the noise's variance, in grid units squared."""
+    """One release: bounds, of what a client sends for each measurement, in grid units; the noise's variance, in grid units squared.
+
+    share: in secure sums, what each client adds; the variance is then of those shares that are counted on.
+    """
 
     bounds: tuple[int, ...]
     variance: int
     cost: RenyiCost
+    share: NoiseShare | None = None
 
     @property
     def sensitivity_squared(self) -> int:
@@ -92,7 +99,8 @@ class Charge:
 
     def plain(self) -> dict[str, JsonValue]:
         """What is put on record."""
-        return {"bounds": list(self.bounds), "variance": self.variance, "cost": list(self.cost.nanos)}
+        share: JsonValue = [self.share.kind, self.share.variance] if self.share else None
+        return {"bounds": list(self.bounds), "variance": self.variance, "cost": list(self.cost.nanos), "share": share}
 
 
 @dataclass(frozen=True)
@@ -147,9 +155,32 @@ def plan_query(query: Query, clients: int, order: int | None) -> QueryPlan:
         hunting=_charge([Fraction(1)] * hunts, math.floor(each * hunts / rounds), order, privacy) if hunts else None,
         rounds=rounds,
     )
+    if query.secure_aggregation is not None:
+        plan = _in_shares(plan, query, query.secure_aggregation.groups(clients))
     if not _is_exact(plan, query, privacy.epsilon):
         raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
     return plan
+
+
+def _in_shares(plan: QueryPlan, query: Query, groups: Sequence[Group]) -> QueryPlan:
+    """The same plan with the noise added by clients, sized for the smallest group: against a server that sees the sum of each."""
+    honest = min(group.honest for group in groups)
+
+    def shared(charge: Charge | None, dimensions: int) -> Charge | None:
+        if charge is None:
+            return None
+        allowed, variance = charge.cost.at(plan.order), -(-charge.variance // honest)
+        while (cost := NoiseShare(SHARED, variance).cost(charge.sensitivity_squared, dimensions, honest)).at(plan.order) > allowed:
+            variance += variance // 10**6 + 1
+        return Charge(charge.bounds, variance * honest, cost, NoiseShare(SHARED, variance))
+
+    return replace(plan, once=shared(plan.once, _widest(query)[0] or 1), hunting=shared(plan.hunting, _widest(query)[1] or 1))
+
+
+def _widest(query: Query) -> tuple[int, int]:
+    """Entries of the vector that is measured at once, and of the widest in the rounds for heavy hitters."""
+    at_once = sum(measurement.width for measurement in measured_at_once(query))
+    return at_once, sum(BYTES * hunt.most * hunt.length for hunt in query.hunts)
 
 
 def read_plan(values: dict[str, JsonValue]) -> QueryPlan:
@@ -175,20 +206,27 @@ def _charge(shares: Sequence[Fraction], nanos: int, order: int, privacy: QueryPr
 
 def _is_exact(plan: QueryPlan, query: Query, epsilon: float) -> bool:
     """Whether sampling that is off by a total variation τ, which costs (1 + e^ε)τ of delta, costs too little to be counted."""
-    at_once = sum(measurement.width for measurement in measured_at_once(query))
-    hunted = sum(BYTES * hunt.most * hunt.length for hunt in query.hunts)
-    off = DiscreteGaussian(plan.once.variance).total_variation * at_once if plan.once else 0.0
-    off += DiscreteGaussian(plan.hunting.variance).total_variation * hunted * plan.rounds if plan.hunting else 0.0
+    at_once, hunted = _widest(query)
+    off = _off(plan.once) * at_once if plan.once else 0.0
+    off += _off(plan.hunting) * hunted * plan.rounds if plan.hunting else 0.0
     try:
         return exact_delta(plan.delta, epsilon, off) >= (1 - _UNCOUNTED) * plan.delta
     except InvalidPrivacy:
         return False
 
 
+def _off(charge: Charge) -> float:
+    """How far the noise on one coordinate, as it is sampled, may be from its distribution."""
+    if charge.share is None:
+        return DiscreteGaussian(charge.variance).total_variation
+    return charge.share.total_variation * (charge.variance // charge.share.variance)
+
+
 def _read_charge(value: JsonValue) -> Charge | None:
     if not isinstance(value, dict):
         return None
-    return Charge(_whole(value["bounds"]), int(str(value["variance"])), RenyiCost(_whole(value["cost"])))
+    share = NoiseShare.read(value["share"])
+    return Charge(_whole(value["bounds"]), int(str(value["variance"])), RenyiCost(_whole(value["cost"])), share)
 
 
 def _whole(values: JsonValue) -> tuple[int, ...]:

@@ -295,7 +295,7 @@ class Coordinator:
     def _secure_partial(self, secure: SecureSum, broadcast: Broadcast, chunks: Sequence[Chunk]) -> PartialSum:
         """The sum of a round without privacy; of nobody where it was lost as it was opened."""
         try:
-            return secure.of(broadcast, chunks, self.workers, self.job.cohort.deadline_s)
+            return secure.of_round(broadcast, chunks, self.workers, self.job.cohort.deadline_s)
         except SumAborted as error:
             self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
             return PartialSum(np.zeros(len(broadcast.weights), dtype=np.int64), 0)
@@ -310,7 +310,7 @@ class Coordinator:
             self._charge(release)
 
         try:
-            partial = secure.of(broadcast, chunks, self.workers, self.job.cohort.deadline_s, charge)
+            partial = secure.of_round(broadcast, chunks, self.workers, self.job.cohort.deadline_s, charge)
         except SumAborted as error:
             self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
             return release

@@ -224,7 +224,7 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         count_weight=int(str(values["count_weight"])),
         strategy=_whole(values["strategy"]),
         separation=int(str(values["separation"])),
-        share=_read_share(share),
+        share=NoiseShare.read(share),
         honest=int(str(values["honest"])),
         opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
         ring_bits=int(str(values["ring_bits"])),
@@ -234,12 +234,6 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         max_rows=int(str(values["max_rows"])),
         unit=str(values["unit"]),
     )
-
-
-def _read_share(value: JsonValue) -> NoiseShare | None:
-    if not isinstance(value, list):
-        return None
-    return NoiseShare("skellam" if value[0] == "skellam" else "discrete-gaussian", int(str(value[1])))
 
 
 def charged_evaluation(job: TrainingJob) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from qedge.errors import InvalidPrivacy, MessageRefused, RoundFailed, SumAborted
 from qedge.federated.guarantee import Guarantee
 from qedge.federated.messages import Broadcast, Chunk, PartialSum
 from qedge.federated.randomness import RunKey
-from qedge.federated.secure_node import Said, Session
+from qedge.federated.secure_node import Said, SecureParty, Session
 from qedge.federated.workers import Workers
 from qedge.job import SecureAggregation, TrainingJob
 from qedge.secure_aggregation.groups import MALICIOUS
@@ -27,6 +27,7 @@ from qedge.secure_aggregation.terms import Terms
 
 ATTEMPTS = 3
 Charge = Callable[[str], None]
+Begin = Callable[[Sequence[Session]], tuple[list[Said], dict[int, str]]]
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,25 @@ class SecureSum:
     length: int
     noise: str
 
-    def of(
+    def of_round(
         self, broadcast: Broadcast, chunks: Sequence[Chunk], workers: Workers, deadline_s: float, charge: Charge | None = None
     ) -> PartialSum:
-        """The sum of all groups' survivors; its weight is how many they are, or without privacy what they count for.
+        """`of` for the clients of a training round; without privacy its weight is what they count for, their vectors' last entry."""
+        clients = np.concatenate([chunk.clients for chunk in chunks]) if chunks else np.empty(0, dtype=np.int64)
 
-        charge: called with the attempt's name, hex, before any share is asked for; what it raises goes through, nothing was opened.
+        def begin(sessions: Sequence[Session]) -> tuple[list[Said], dict[int, str]]:
+            return workers.secure_open(broadcast, chunks, sessions, deadline_s)
+
+        partial = self.of(broadcast.round, clients, workers, begin, deadline_s, charge)
+        return partial if charge is not None else replace(partial, total=partial.total[:-1], weight=int(partial.total[-1]))
+
+    def of(
+        self, number: int, clients: np.ndarray, party: SecureParty, begin: Begin, deadline_s: float, charge: Charge | None = None
+    ) -> PartialSum:
+        """The sum over the survivors of all groups of these clients; its weight is how many they are.
+
+        begin: has the clients make their vectors, if they have not, and join sessions, and tells what the user's code raised; charge:
+        called with the attempt's name, hex, before any share is asked for; what it raises goes through, nothing was opened.
 
         Raises:
             RoundFailed: too few clients came through, in each attempt; SumAborted: after the round was charged.
@@ -55,19 +69,19 @@ class SecureSum:
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return self._attempt(attempt, broadcast, chunks, workers, deadline_s, charge)
+                return self._attempt(attempt, number, clients, party, begin, deadline_s, charge)
             except _NotOpened as error:
                 reason = error.reason
-        raise RoundFailed(f"round {broadcast.round}: {reason}, in {ATTEMPTS} attempts", attempts=ATTEMPTS)
+        raise RoundFailed(f"round {number}: {reason}, in {ATTEMPTS} attempts", attempts=ATTEMPTS)
 
     def _attempt(
-        self, attempt: int, broadcast: Broadcast, chunks: Sequence[Chunk], workers: Workers, deadline_s: float, charge: Charge | None
+        self, attempt: int, number: int, clients: np.ndarray, party: SecureParty, begin: Begin, deadline_s: float, charge: Charge | None
     ) -> PartialSum:
-        exchange = _Exchange(workers, deadline_s, self._groups(attempt, broadcast.round, chunks, workers))
+        exchange = _Exchange(party, deadline_s, self._groups(attempt, number, clients, party))
         if not exchange.groups:
             return PartialSum(np.zeros(self.length, dtype=np.int64), 0)
         try:
-            failed = exchange.open(broadcast, chunks)
+            failed = exchange.open(begin)
             exchange.broadcast("seal", SecureServer.directory)
             exchange.step("mask", [group.each(group.server.deliveries()) for group in exchange.groups])
             survivors = [group.survivors(group.server.survivors()) for group in exchange.groups]
@@ -84,11 +98,11 @@ class SecureSum:
             part, members = group.server.total(threads=len(os.sched_getaffinity(0)))
             total += part
             weight += len(members)
-        return PartialSum(total[:-1], int(total[-1]), failed) if charge is None else PartialSum(total, weight, failed)
+        return PartialSum(total, weight, failed)
 
-    def _groups(self, attempt: int, number: int, chunks: Sequence[Chunk], workers: Workers) -> list[_Group]:
-        """The cohort in groups drawn anew for each round, whatever chunks its clients are trained in."""
-        cohort = np.sort(np.concatenate([chunk.clients for chunk in chunks])) if chunks else np.empty(0, dtype=np.int64)
+    def _groups(self, attempt: int, number: int, clients: np.ndarray, party: SecureParty) -> list[_Group]:
+        """The clients in groups drawn anew for each round, wherever they are."""
+        cohort = np.sort(clients)
         if not len(cohort):
             return []
         order = cohort[np.argsort(self.key.derive("groups", number).uniform_words(len(cohort)), kind="stable")]
@@ -98,9 +112,9 @@ class SecureSum:
         except InvalidPrivacy as error:  # clients whose code raises are drawn no more, and the others are too few
             raise RoundFailed(f"round {number}: {error.message}", round=number) from None
         for place, plan in enumerate(plans):
-            clients = tuple(np.sort(order[start : start + plan.members]).tolist())
+            members = tuple(np.sort(order[start : start + plan.members]).tolist())
             start += plan.members
-            roster = workers.roster(clients)
+            roster = party.roster(members)
             terms = Terms(
                 run=self.run,
                 round=number,
@@ -116,7 +130,7 @@ class SecureSum:
                 survivors=plan.survivors,
                 noise=self.noise,
             )
-            groups.append(_Group(clients, SecureServer(terms, roster)))
+            groups.append(_Group(members, SecureServer(terms, roster)))
         return groups
 
 
@@ -158,15 +172,15 @@ class _Group:
 class _Exchange:
     """Carries what the servers of some groups and their clients say to each other."""
 
-    workers: Workers
+    party: SecureParty
     deadline_s: float
     groups: list[_Group]
     refusals: list[str] = field(default_factory=list)
 
-    def open(self, broadcast: Broadcast, chunks: Sequence[Chunk]) -> dict[int, str]:
-        """Have every client trained and its keys brought; what the user's code raised."""
+    def open(self, begin: Begin) -> dict[int, str]:
+        """Have every client bring its keys; what the user's code raised."""
         sessions = [Session(place, group.clients, group.server.announcement()) for place, group in enumerate(self.groups)]
-        said, failed = self.workers.secure_open(broadcast, chunks, sessions, self.deadline_s)
+        said, failed = begin(sessions)
         self._take(said)
         return failed
 
@@ -177,7 +191,7 @@ class _Exchange:
     def step(self, name: str, messages: Sequence[dict[int, bytes]]) -> None:
         """Send each client its message, and have the servers take what they answer."""
         to_all = {client: message for of_group in messages for client, message in of_group.items()}
-        self._take(self.workers.secure_step(name, to_all, self.deadline_s))
+        self._take(self.party.secure_step(name, to_all, self.deadline_s))
 
     def said_no(self) -> str:
         """Why clients refused, where they did."""

@@ -11,16 +11,17 @@ from typing import Protocol
 import numpy as np
 
 from qedge.federated.client import FederatedClient
-from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum
-from qedge.federated.secure_node import Said, SecureNode, Session
-from qedge.job import Personalisation
+from qedge.federated.messages import Broadcast, Chunk, PartialSum
+from qedge.federated.secure_node import Said, SecureParty, Session
+from qedge.federated.secure_training import SecureTraining
+from qedge.job import Personalisation, SecureAggregation
 from qedge.secure_aggregation.identity import EnrolmentAuthority, Roster
 
 CACHE_BYTES = 1 << 20  # of weights that a stacked kernel goes through in every step: what a core's own cache holds
 LEAST_STACKED, WORTH_SENDING = 4, 32
 
 
-class Workers(Protocol):
+class Workers(SecureParty, Protocol):
     """Trains chunks of clients somewhere and sums their integers; the sum is the same for any number of workers."""
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
@@ -44,16 +45,10 @@ class Workers(Protocol):
             RoundFailed: a chunk could not be had, however often it was run again.
         """
 
-    def roster(self, clients: Sequence[int]) -> Roster:
-        """The roster of some clients, by places ascending, as the enrolment authority vouches for it."""
-
     def secure_open(
         self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float
     ) -> tuple[list[Said], dict[int, str]]:
-        """See `SecureNode.open`; who dies, or is not done by the deadline, says nothing, then and in all that follows."""
-
-    def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
-        """See `SecureNode.step`; who dies, or is not done by the deadline, says nothing."""
+        """See `SecureTraining.open`; who dies, or is not done by the deadline, says nothing, then and in all that follows."""
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `ClientEvaluation.correct_counts`."""
@@ -76,8 +71,7 @@ class LocalWorkers:
 
     def __init__(self, client: FederatedClient) -> None:
         self.client = client
-        self.authority = EnrolmentAuthority("simulated", os.urandom(32), kind=signatures(client.spec))
-        self.node = SecureNode(client, self.authority.provision())
+        self.secure = None if client.spec.secure is None else LocalTraining(client, client.spec.secure)
         self.sent: deque[tuple[Broadcast, Chunk]] = deque()
 
     def partial_sum(self, broadcast: Broadcast, chunks: Sequence[Chunk], deadline_s: float, ahead: Sequence[Chunk] = ()) -> PartialSum:
@@ -94,20 +88,24 @@ class LocalWorkers:
         return broadcast.round, chunk, self.client.partial_sum(broadcast, [chunk])
 
     def roster(self, clients: Sequence[int]) -> Roster:
-        """See `Workers.roster`."""
-        if self.authority.tree is None:
-            self.authority.enrol_simulated(len(self.client.train.offsets) - 1)
-        return self.authority.roster(clients)
+        """See `SecureParty.roster`."""
+        return self._secure.authority.roster(clients)
 
     def secure_open(
         self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float
     ) -> tuple[list[Said], dict[int, str]]:
         """See `Workers.secure_open`."""
-        return self.node.open(broadcast, chunks, sessions)
+        return self._secure.training.open(broadcast, chunks, sessions)
 
     def secure_step(self, name: str, messages: Mapping[int, bytes], deadline_s: float) -> list[Said]:
-        """See `Workers.secure_step`."""
-        return self.node.step(name, messages)
+        """See `SecureParty.secure_step`."""
+        return self._secure.training.node.step(name, messages)
+
+    @property
+    def _secure(self) -> LocalTraining:
+        if self.secure is None:
+            raise TypeError("a job without secure aggregation has no secure sums")
+        return self.secure
 
     def correct_counts(self, weights: np.ndarray, clients: np.ndarray, cap: int, deadline_s: float) -> np.ndarray:
         """See `Workers.correct_counts`."""
@@ -130,9 +128,13 @@ class LocalWorkers:
         self.client.use_kernel(name)
 
 
-def signatures(spec: ClientSpec) -> str:
-    """The kind of signatures that clients' identities make."""
-    return "ed25519" if spec.secure is None else spec.secure.signatures
+class LocalTraining:
+    """The clients of this process in secure sums, and the authority that enrols them."""
+
+    def __init__(self, client: FederatedClient, secure: SecureAggregation) -> None:
+        self.authority = EnrolmentAuthority("simulated", os.urandom(32), kind=secure.signatures)
+        self.authority.enrol_simulated(len(client.train.offsets) - 1)
+        self.training = SecureTraining(client, secure, self.authority.provision())
 
 
 def chunk_size(expected_cohort: float, params: int, *, stacked: bool) -> int:

@@ -11,6 +11,7 @@ from qedge.errors import InvalidJob, InvalidPrivacy
 from qedge.job.data import BUILT_IN, FileName, Partition
 from qedge.job.explanation import explain
 from qedge.job.part import Part
+from qedge.job.secure_aggregation import SecureAggregation
 from qedge.job.statistics import HeavyHitters, Statistic, read_statistic
 from qedge.yaml_mapping import read_mapping
 
@@ -65,6 +66,7 @@ class Query(Part):
     privacy: QueryPrivacy | None
     max_rows: int = Field(ge=1, le=1_000_000, description="public cap on the rows a client counts with: its first, in the table's order")
     statistics: tuple[Statistic, ...]
+    secure_aggregation: SecureAggregation | None = None
     deadline_s: float = Field(default=600.0, gt=0, description="seconds a round may take: then its lost part is run again")
     seed: int = Field(default=0, ge=0, lt=2**63, description="synthetic partition; never noise")
 

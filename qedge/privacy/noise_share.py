@@ -19,6 +19,13 @@ class NoiseShare:
     kind: NoiseKind
     variance: int
 
+    @classmethod
+    def read(cls, value: object) -> NoiseShare | None:
+        """The share that a record has as kind and variance, or None."""
+        if not isinstance(value, list):
+            return None
+        return cls("skellam" if value[0] == "skellam" else "discrete-gaussian", int(str(value[1])))
+
     @property
     def words(self) -> str:
         """What a server announces, and each client compares with what it adds."""

@@ -10,8 +10,9 @@ again and never noised anew. An older coordinator that still lives can commit no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +25,42 @@ from qedge.analytics.measurements import Measurement
 from qedge.analytics.plan import Charge, hunting_rounds, measured_at_once
 from qedge.analytics.sums import VectorSums, noised_sum
 from qedge.data.client_columns import ClientColumns
-from qedge.errors import CheckpointTampered
+from qedge.errors import CheckpointTampered, RoundFailed, SumAborted
 from qedge.federated.events import Event, Phase
+from qedge.federated.planning import WRAPS
 from qedge.federated.run_folder import Json, RunFolder, data_digest, terms_digest
+from qedge.federated.secure_node import Said, Session
+from qedge.federated.secure_sum import SecureSum
 from qedge.federated.write_ahead import Release, WriteAhead
+from qedge.job import SecureAggregation
 from qedge.job.statistics import HeavyHitters
 from qedge.privacy.accounting import RenyiCost, epsilon_of
 from qedge.privacy.mechanisms import NoiseSource, SystemNoise
+from qedge.privacy.noise_share import NoiseShare
+from qedge.privacy.rotation import ring_bits
 from qedge.records import Records
 from qedge.runs.query_preparation import population_of, prints_of, recorded_plan
+from qedge.secure_aggregation.ring import WHOLE_BITS, Ring
 
 ADVERSARY = (
     "whoever sees the answers, also one who knows who the clients are: everybody is asked, so nothing is amplified by sampling. The "
     "coordinator, the nodes that hold the clients' rows and whoever owns the Ray cluster are trusted."
 )
-MakeSums = Callable[[ClientColumns], VectorSums]
+SERVER = (
+    "the server, which knows who the clients are and sees the sum of each group of them, and the members of a group that may collude with "
+    "it; noise is counted of the fewest survivors of a group, less those. On Ray the clients are actors of one cluster, and whoever owns "
+    "it can read them."
+)
+MakeSums = Callable[[ClientColumns, SecureAggregation | None], VectorSums]
+
+
+@dataclass(frozen=True)
+class Released:
+    """A round's sum as everybody may see it. variance: of its noise; clients: how many are in it."""
+
+    total: npt.NDArray[np.int64]
+    variance: int
+    clients: int
 
 
 class Inquiry:
@@ -63,7 +85,8 @@ class Inquiry:
         self.created_ms = int(str((folder.read("run.json") or {"created_ms": 0})["created_ms"]))
         self.told = set(folder.metrics_by_round(cut=True))
         self.spent = RenyiCost.zero()
-        self.sums = make_sums(population.columns)
+        self.sums = make_sums(population.columns, self.query.secure_aggregation)
+        self.summed = self.clients  # how many were in the last round's sum
 
     def answers(self) -> list[Answer]:
         """All rounds that are left, the plan closed, and what comes of it.
@@ -101,8 +124,10 @@ class Inquiry:
             "order": self.plan.order,
             "unit": "client",
             "relation": "zero-out",
-            "adversary": ADVERSARY,
-            "mechanism": "discrete Gaussian on the sum of clients' integer vectors",
+            "adversary": ADVERSARY if self.query.secure_aggregation is None else SERVER,
+            "mechanism": "discrete Gaussian on the sum of clients' integer vectors"
+            + ("" if self.query.secure_aggregation is None else ", a share of the noise from each client, in secure sums"),
+            "clients_in_the_sum": self.summed,
             "noise": "for tests: no guarantee" if self.noise.for_tests else "from the operating system's cryptographic generator",
             "max_rows": self.query.max_rows,
             "public_by_declaration": public,
@@ -131,15 +156,17 @@ class Inquiry:
         bounds = charge.bounds if charge else (None,) * len(measured)
         scales = tuple(Scale(one, bound) for one, bound in zip(measured, bounds, strict=True))
         encoder = Encoder(scales, self.query.max_rows, self.key.derive("query", number))
-        variance = charge.variance if charge else 0
-        return encoder, read_off(encoder, self._released(number, encoder, charge), variance, self.clients)
+        secure = self.query.secure_aggregation
+        released = self._released(number, encoder, charge) if secure is None else self._opened(number, encoder, charge, secure)
+        self.summed = released.clients
+        return encoder, read_off(encoder, released.total, released.variance, released.clients)
 
-    def _released(self, number: int, encoder: Encoder, charge: Charge | None) -> npt.NDArray[np.int64]:
+    def _released(self, number: int, encoder: Encoder, charge: Charge | None) -> Released:
         """A round's sum, as everybody may see it: charged, and on disk before that."""
         run, ledger = self.folder.run, self.records.ledger
         if charge is None:
             self._tell(number)
-            return noised_sum(self.sums, encoder, 0, self.noise, self.query.deadline_s)
+            return Released(noised_sum(self.sums, encoder, 0, self.noise, self.query.deadline_s), 0, self.clients)
         release = self.known.get(number)
         if release is None:
             if number in ledger.releases(run):
@@ -147,10 +174,59 @@ class Inquiry:
             total = noised_sum(self.sums, encoder, charge.variance, self.noise, self.query.deadline_s)
             release = Release(run, number, self.epoch, total)
             self.ahead.append(release)
-        ledger.commit(run, number, release.digest, self.epoch)
+        self._charge(release, charge)
+        return Released(release.total, charge.variance, self.clients)
+
+    def _opened(self, number: int, encoder: Encoder, charge: Charge | None, secure: SecureAggregation) -> Released:
+        """The same of a secure sum: charged before any share of a mask is asked for.
+
+        Raises:
+            RoundFailed: it was charged, and could not be opened or was cut off there: clients reveal nothing a second time.
+        """
+        everybody, share = np.arange(self.clients), charge.share if charge else None
+
+        def begin(sessions: Sequence[Session]) -> tuple[list[Said], dict[int, str]]:
+            return self.sums.secure_open(encoder, sessions, share, self.query.deadline_s), {}
+
+        ring, words = self._ring(encoder, share, secure), share.words if share is not None else ""
+        sums = SecureSum(secure, self.folder.run, self.key, self.epoch, ring, encoder.dimensions, words)
+        if charge is None or share is None:
+            partial = sums.of(number, everybody, self.sums, begin, self.query.deadline_s)
+            self._tell(number)
+            return Released(partial.total, 0, partial.weight)
+        release = self.known.get(number) or Release(self.folder.run, number, self.epoch, np.empty(0, np.int64))
+        if not release.session:
+            if number in self.records.ledger.releases(self.folder.run):
+                raise CheckpointTampered(f"run {self.folder.run}: round {number} was charged but its record is gone", run=self.folder.run)
+
+            def charged(session: str) -> None:
+                nonlocal release
+                release = replace(release, session=session)
+                self.ahead.append(release)
+                self.records.ledger.commit(self.folder.run, number, release.digest, self.epoch)
+
+            with suppress(SumAborted):
+                partial = sums.of(number, everybody, self.sums, begin, self.query.deadline_s, charged)
+                release = replace(release, total=np.append(partial.total, partial.weight))
+                self.ahead.append(release)
+        self._charge(release, charge)
+        if not len(release.total):
+            raise RoundFailed(f"round {number} was charged and could not be opened; what it cost stays spent: ask anew", round=number)
+        survivors = int(release.total[-1])
+        return Released(release.total[:-1], share.variance * survivors, survivors)
+
+    def _ring(self, encoder: Encoder, share: NoiseShare | None, secure: SecureAggregation) -> Ring:
+        """In which no sum of a group wraps, nor its noise but with a chance of 1e-9."""
+        if share is None:
+            return Ring(WHOLE_BITS)
+        most = max(group.members for group in secure.groups(self.clients))
+        signal = most * max(scale.bound or 0 for scale in encoder.scales)
+        return Ring(ring_bits(signal, share.reach(most, encoder.dimensions, WRAPS)))
+
+    def _charge(self, release: Release, charge: Charge) -> None:
+        self.records.ledger.commit(release.run, release.round, release.digest, self.epoch)
         self.spent = self.spent + charge.cost
-        self._tell(number)
-        return release.total
+        self._tell(release.round)
 
     def _tell(self, number: int) -> None:
         """Put on record what has been spent; stamped by the round, since how long one took is nobody's business."""

@@ -114,7 +114,7 @@ def _pid_of(workers: RayWorkers, slot: int) -> int:
 def test_the_sums_are_those_of_the_plain_path_round_after_round(workers: HurtingWorkers) -> None:
     for number in (1, 2, 3):
         broadcast, chunks = _round(number)
-        partial = _secure_sum().of(broadcast, chunks, workers, DEADLINE_S)
+        partial = _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S)
         plain = workers.partial_sum(broadcast, chunks, DEADLINE_S)
         assert partial.total.tobytes() == plain.total.tobytes()
         assert partial.weight == plain.weight
@@ -126,14 +126,14 @@ def test_the_sums_are_those_of_the_plain_path_round_after_round(workers: Hurting
 def test_the_sum_is_that_of_those_who_gave_their_vector(workers: HurtingWorkers, step: str, how: int) -> None:
     workers.step, workers.how, workers.slots = step, how, (1,)
     broadcast, chunks = _round(1)
-    partial = _secure_sum().of(broadcast, chunks, workers, DEADLINE_S if how == signal.SIGKILL else SHORT_S)
+    partial = _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S if how == signal.SIGKILL else SHORT_S)
     gone = set(workers.secure.standing[1]) if step in ("seal", "mask") else set()
     assert len(workers.secure.standing[1]) == 3
     total, weight = _plain(1, gone)
     assert partial.total.tobytes() == total.tobytes()
     assert partial.weight == weight
     broadcast, chunks = _round(2)  # another stands in
-    assert _secure_sum().of(broadcast, chunks, workers, DEADLINE_S).total.tobytes() == _plain(2)[0].tobytes()
+    assert _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S).total.tobytes() == _plain(2)[0].tobytes()
 
 
 def test_an_attempt_that_too_few_come_through_is_given_up_and_the_next_one_is_whole(workers: HurtingWorkers) -> None:
@@ -141,7 +141,7 @@ def test_an_attempt_that_too_few_come_through_is_given_up_and_the_next_one_is_wh
     broadcast, chunks = _round(1)
     charged: list[str] = []
     with_charge = SecureSum(SECURE, "run", RunKey.from_seed(1), 1, Ring(WHOLE_BITS), PARAMS + 1, "")
-    partial = with_charge.of(broadcast, chunks, workers, DEADLINE_S, charged.append)
+    partial = with_charge.of_round(broadcast, chunks, workers, DEADLINE_S, charged.append)
     assert partial.total[:-1].tobytes() == _plain(1)[0].tobytes()
     assert partial.weight == 12
     assert len(charged) == 1
@@ -152,7 +152,7 @@ def test_where_too_few_are_left_in_every_attempt_nothing_is_charged(workers: Hur
     charged: list[str] = []
     broadcast, chunks = _round(1)
     with pytest.raises(RoundFailed, match=f"it takes 9; nothing was opened, in {ATTEMPTS} attempts"):
-        _secure_sum().of(broadcast, chunks, workers, DEADLINE_S, charged.append)
+        _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S, charged.append)
     assert charged == []
 
 
@@ -161,7 +161,7 @@ def test_a_sum_that_cannot_be_opened_once_shares_were_asked_for_is_charged_and_n
     charged: list[str] = []
     broadcast, chunks = _round(1)
     with pytest.raises(SumAborted):
-        _secure_sum().of(broadcast, chunks, workers, DEADLINE_S, charged.append)
+        _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S, charged.append)
     assert len(charged) == 1
     assert workers.times == ATTEMPTS - 1
 
@@ -176,4 +176,4 @@ def test_neither_the_coordinator_nor_what_it_sends_holds_a_client_identity(worke
 
 def roster_authority(workers: HurtingWorkers) -> bytes:
     """The authority's public key, as an actor that stands for clients knows it."""
-    return ray.get(workers.actors[0].__ray_call__.remote(lambda actor: actor.secure.provision.authority))
+    return ray.get(workers.actors[0].__ray_call__.remote(lambda actor: actor.secure.node.provision.authority))

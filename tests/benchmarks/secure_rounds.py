@@ -68,8 +68,8 @@ def _on_ray(repeat: int, processes: Path) -> list[Figure]:
         broadcast, chunks = Broadcast(number + 1, np.zeros(PARAMS, dtype=np.float32)), _chunks()
         turns: dict[str, Callable[[], object]] = {
             "plain": lambda b=broadcast, c=chunks: quiet.partial_sum(b, c, DEADLINE_S),
-            "secure": lambda b=broadcast, c=chunks: _secure_sum(quiet).of(b, c, quiet, DEADLINE_S, lambda session: None),
-            "noisy": lambda b=broadcast, c=chunks: _secure_sum(noisy).of(b, c, noisy, DEADLINE_S, lambda session: None),
+            "secure": lambda b=broadcast, c=chunks: _secure_sum(quiet).of_round(b, c, quiet, DEADLINE_S, lambda session: None),
+            "noisy": lambda b=broadcast, c=chunks: _secure_sum(noisy).of_round(b, c, noisy, DEADLINE_S, lambda session: None),
         }
         for name, take in turns.items():
             seconds, cpu = _timed(take, processes)

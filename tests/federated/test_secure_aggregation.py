@@ -54,7 +54,7 @@ class FaultyWorkers(LocalWorkers):
         if name == self.at and self.times:
             self.times -= 1
             for place in sorted(messages)[: self.silent]:
-                self.node.at_work.pop(place, None)
+                self._secure.training.node.at_work.pop(place, None)
         return super().secure_step(name, messages, deadline_s)
 
 
