@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the modules are 
 
 from tests.benchmarks.results import RESULTS, put, section
 
-NAMES = ("accuracy", "parity", "crashes", "kernels", "ledger_load", "privacy_cost", "rounds", "scale", "startup")
+NAMES = ("accuracy", "parity", "crashes", "kernels", "ledger_load", "privacy_cost", "rounds", "scale", "secure", "startup")
 
 
 def measure(name: str, repeat: int | None, results: Path) -> bool:
