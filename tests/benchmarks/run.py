@@ -16,7 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the modules are 
 
 from tests.benchmarks.results import RESULTS, put, section
 
-NAMES = ("accuracy", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale", "secure_rounds", "startup")
+NAMES = (
+    *("accuracy", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale"),
+    *("secure", "secure_rounds", "startup"),
+)
 
 
 def measure(name: str, repeat: int | None, results: Path) -> bool:
