@@ -58,7 +58,7 @@ def two_survivor_sets(kind: type[SecureClient], threshold: int = 5, policy: type
 
 
 def many_survivor_sets(kind: type[SecureClient]) -> Loot:
-    """Each hears of two lost members, others than its neighbour hears of, so that three are opened as lost though each list was long enough."""
+    """Each hears of two lost members, not the same two: three are opened as lost though each list was long enough."""
     coalition = masked(Coalition(terms_of(7, colluders=1, threshold=5), [6], kind=kind))
     lost = {0: {1, 2}, 1: {0, 2}, 2: {0, 1}, 3: {0, 1}, 4: {1, 2}, 5: {0, 2}}
     views = {place: set(coalition.members) - gone for place, gone in lost.items()}

@@ -196,7 +196,7 @@ class Coalition:
                 revealed = decode(Shares, answer).shares
                 for at, member in enumerate(self.seen[place]):
                     share = revealed[SHARE_BYTES * at : SHARE_BYTES * (at + 1)]
-                    (self.mask_shares if member in view else self.root_shares).setdefault(member, {})[place] = share
+                    (self.mask_shares if member in view else self.root_shares).setdefault(member, {}).setdefault(place, share)
         return self
 
     def _ask(self, client: SecureClient, step: str, *what: object) -> bytes | None:

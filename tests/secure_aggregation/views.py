@@ -52,8 +52,8 @@ def surprises(views: Views) -> list[str]:
     """What would be seen in a uniform view with a probability of `FALSE_ALARM` at most, all statistics together.
 
     Uniform given the sum: any two of the three survivors' entries, and all entries of two of them, are independent and uniform. Chi-square
-    on the high and the low four bits, alone and in pairs where there are runs enough; means weighed with the inputs; bytes of what is left in escrow, and of what two
-    members leave for each other, or one for two.
+    on the high and the low four bits, alone and, where there are runs enough, in pairs; means weighed with the inputs; bytes of what is
+    left in escrow, and of what two members leave for each other.
     """
     found = {
         **_of_entries(views.left.reshape(len(views.left), -1)),
