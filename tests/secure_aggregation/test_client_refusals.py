@@ -51,7 +51,7 @@ def refuses(session: Session, step: str, message: bytes, match: str) -> None:
     session.answer(step, 0, session.sent[step][0])
 
 
-def changed(session: Session, step: str, **values: Any) -> bytes:
+def changed(session: Session, step: str, /, **values: Any) -> bytes:
     """Member 0's message of a step, with other values."""
     return encode(replace(decode(KINDS[step], session.sent[step][0]), **values))
 
@@ -118,7 +118,7 @@ def _other_authority(roster: Roster) -> Roster:
 ROSTERS: dict[str, tuple[Callable[[Roster], Roster], str]] = {
     "a key that is not enrolled": (_stranger, "a key that is not enrolled"),
     "the same key for two members": (
-        lambda r: replace(r, keys=(r.keys[0], r.keys[1], r.keys[2], r.keys[1])),
+        lambda r: replace(r, keys=(*r.keys[:3], r.keys[1])),
         "the same key for two members",
     ),
     "a member twice": (lambda r: replace(r, places=(0, 1, 2, 2)), "names a member twice"),
