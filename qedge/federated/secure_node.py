@@ -70,6 +70,7 @@ class SecureNode:
             self.secure.colluders,
             self.secure.server,
             noise=share.words if share is not None else "",
+            survivors=self.secure.survivors or self.secure.threshold,
         )
         said = []
         for session in sessions:

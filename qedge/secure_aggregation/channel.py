@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, MLKEM768X25519Pr
 from qedge.errors import MessageRefused
 
 KEY_BYTES, OVERHEAD_BYTES = 1184 + 32, 1120 + 16
+_PROBE = X25519PrivateKey.from_private_bytes(bytes(32))  # its exchange with a point of small order fails, as that of any other key
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
@@ -57,6 +58,19 @@ def public_key(public: bytes) -> MLKEM768X25519PublicKey:
     """
     lattice, curve = MLKEM768PublicKey.from_public_bytes(public[:1184]), X25519PublicKey.from_public_bytes(public[1184:])
     return MLKEM768X25519PublicKey(lattice, curve)
+
+
+def refuse_useless(public: bytes, member: int) -> None:
+    """Refuse a key that nobody could seal to: one member that brings one would stop all the others.
+
+    Raises:
+        MessageRefused: these bytes are no key, or the point on the curve is of small order.
+    """
+    try:
+        public_key(public)
+        _PROBE.exchange(X25519PublicKey.from_public_bytes(public[1184:]))
+    except ValueError:
+        raise MessageRefused(f"the channel key of member {member} is none", sender=member) from None
 
 
 def _info(session: bytes, sender: int, receiver: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ from qedge.errors import MessageRefused
 from qedge.secure_aggregation.channel import KEY_BYTES, OVERHEAD_BYTES, ChannelKey, seal
 from qedge.secure_aggregation.groups import CURIOUS
 from qedge.secure_aggregation.identity import SIGNATURES, Identity, signed
-from qedge.secure_aggregation.masks import add_masks
+from qedge.secure_aggregation.masks import SignedSeed, add_masks
 from qedge.secure_aggregation.member_secrets import (
     SECRET_BYTES,
     MemberSecrets,
@@ -149,11 +149,8 @@ class SecureClient:
             raise MessageRefused("the directory has not one key and one commitment for each of its members")
         if self._me not in directory.members:
             raise MessageRefused("the directory leaves this client out")
-        mine = directory.members.index(self._me)
-        own = _part(directory.channels, KEY_BYTES, mine), _part(directory.commitments, DIGEST_BYTES, mine)
-        if own != (self._channel.public, self._commitments):
-            raise MessageRefused("the directory has other keys for this client than its own")
-        threshold, members = self._terms.threshold, directory.members
+        self._check_own_entry(directory)
+        threshold, members, mine = self._terms.threshold, directory.members, directory.members.index(self._me)
         roots = split(self._secrets.root, threshold, members, self._random)
         masks = split(self._secrets.mask, threshold, members, self._random)
         self._received[self._me] = _Received(roots[mine], masks[mine], b"")
@@ -166,6 +163,10 @@ class SecureClient:
         statement = sealed_statement(self._session, self._me, self._seen, sealed_tree(sealed, SEALED_BYTES).root)
         return encode(Sealed(self._session, self._me, sealed, self._identity.sign("sealed", statement)))
 
+    def _check_own_entry(self, directory: Directory) -> None:
+        if _entry(directory, self._me) != (self._channel.public, self._commitments):
+            raise MessageRefused("the directory has other keys for this client than its own")
+
     def _mask(self, content: bytes, vector: NDArray[np.int64]) -> bytes:
         terms = self._terms
         if vector.shape != (terms.length,) or vector.dtype != np.int64:
@@ -176,20 +177,29 @@ class SecureClient:
         for place, peer in enumerate(peers):
             plain = self._channel.open(_part(delivery.sealed, SEALED_BYTES, place), self._session, peer, self._me)
             received[peer] = _Received(plain[:SHARE_BYTES], plain[SHARE_BYTES : 2 * SHARE_BYTES], plain[2 * SHARE_BYTES :])
-        seeds, opened = [(own_seed(self._secrets.mask, self._session), 1)], []
-        for peer, its in received.items():
-            part = part_of_mask(contribution(self._secrets.root, self._session, peer))
-            seed = pair_seed(self._session, self._me, part, peer, part_of_mask(its.contribution))
-            seeds.append((seed, sign_of(self._me, peer)))
-            opened.append(escrow(part, its.contribution))
-        ring = terms.ring
-        total = ring.elements(vector)
-        add_masks(total, ring, seeds)
+        contributions = {peer: its.contribution for peer, its in received.items()}
+        total = terms.ring.elements(vector)
+        add_masks(total, terms.ring, self._seeds(contributions))
         self._received |= received
         self._members = delivery.members
-        unsigned = Masked(self._session, self._me, ring.pack(total), b"".join(opened), b"")
+        unsigned = Masked(self._session, self._me, terms.ring.pack(total), self._escrow(contributions), b"")
         signature = self._identity.sign("masked", masked_statement(unsigned))
         return encode(Masked(self._session, self._me, unsigned.vector, unsigned.escrow, signature))
+
+    def _seeds(self, contributions: Mapping[int, bytes]) -> list[SignedSeed]:
+        """Of its own mask, and of the one it shares with each peer, by the peers' contributions."""
+        seeds = [(own_seed(self._secrets.mask, self._session), 1)]
+        for peer, given in contributions.items():
+            seed = pair_seed(self._session, self._me, self._part_for(peer), peer, part_of_mask(given))
+            seeds.append((seed, sign_of(self._me, peer)))
+        return seeds
+
+    def _escrow(self, contributions: Mapping[int, bytes]) -> bytes:
+        """Its part of each of these masks, as only the peer's root opens it."""
+        return b"".join(escrow(self._part_for(peer), given) for peer, given in contributions.items())
+
+    def _part_for(self, peer: int) -> bytes:
+        return part_of_mask(contribution(self._secrets.root, self._session, peer))
 
     def _check_delivery(self, delivery: Delivery) -> list[int]:
         """The peers that have sealed, all of whom have signed that they saw the directory that this client saw."""
@@ -204,18 +214,18 @@ class SecureClient:
             raise MessageRefused("the delivery has not one sealed message, proof and signature for each of its members")
         for place, (peer, proof) in enumerate(zip(peers, delivery.proofs, strict=True)):
             root = self._root_of(peer, _part(delivery.sealed, SEALED_BYTES, place), proof)
-            statement = sealed_statement(self._session, peer, self._seen, root)
-            if not self._signed_by(peer, "sealed", statement, _part(delivery.signatures, each, place)):
-                raise MessageRefused(f"member {peer} has not signed this for this directory", sender=peer)
+            self._check_sealed(peer, root, _part(delivery.signatures, each, place))
         for peer, signature in zip(absent, delivery.absent, strict=True):
-            place = self._directory.members.index(peer)
-            channel, commitments = (
-                _part(self._directory.channels, KEY_BYTES, place),
-                _part(self._directory.commitments, DIGEST_BYTES, place),
-            )
-            if not self._signed_by(peer, "keys", keys_statement(self._session, peer, channel, commitments), signature):
-                raise MessageRefused(f"the keys of member {peer} are not its own", sender=peer)
+            self._check_absent(peer, signature)
         return peers
+
+    def _check_sealed(self, peer: int, root: bytes, signature: bytes) -> None:
+        if not self._signed_by(peer, "sealed", sealed_statement(self._session, peer, self._seen, root), signature):
+            raise MessageRefused(f"member {peer} has not signed this for this directory", sender=peer)
+
+    def _check_absent(self, peer: int, signature: bytes) -> None:
+        if not self._signed_by(peer, "keys", keys_statement(self._session, peer, *_entry(self._directory, peer)), signature):
+            raise MessageRefused(f"the keys of member {peer} are not its own", sender=peer)
 
     def _root_of(self, peer: int, sealed: bytes, proof: bytes) -> bytes:
         """The root of all that a peer sealed, by what it sealed for this member; "" where the proof is none."""
@@ -225,7 +235,7 @@ class SecureClient:
 
     def _agree(self, content: bytes) -> bytes:
         survivors = self._of_this_session(decode(Survivors, content))
-        _members(survivors.members, self._members, max(self._terms.threshold, self._terms.survivors))
+        _members(survivors.members, self._members, self._fewest_survivors())
         if self._me not in survivors.members:
             raise MessageRefused("this client's vector was left out; it reveals nothing")
         self._survivors = survivors
@@ -237,7 +247,7 @@ class SecureClient:
 
     def _reveal(self, content: bytes) -> bytes:
         agreements = self._of_this_session(decode(Agreements, content))
-        _members(agreements.signers, self._members, self._terms.threshold)
+        _members(agreements.signers, self._members, self._fewest_signers())
         statement = survivors_statement(self._survivors)
         if len(agreements.signatures) != len(agreements.signers) or not all(
             self._signed_by(signer, "survivors", statement, signature)
@@ -245,6 +255,12 @@ class SecureClient:
         ):
             raise MessageRefused("not all of these members have signed the survivors that this client has signed")
         return self._shares()
+
+    def _fewest_survivors(self) -> int:
+        return max(self._terms.threshold, self._terms.survivors)
+
+    def _fewest_signers(self) -> int:
+        return self._terms.threshold
 
     def _shares(self) -> bytes:
         """One share of each member that sealed; what the session was about is then forgotten."""
@@ -272,6 +288,12 @@ def _members(given: tuple[int, ...], among: Sequence[int], least: int) -> None:
         raise MessageRefused("members are named twice, not in order, or are not of those who came this far")
     if len(given) < least:
         raise MessageRefused(f"{len(given)} members are left; accepted: {least} at least", given=len(given), accepted=least)
+
+
+def _entry(directory: Directory, member: int) -> tuple[bytes, bytes]:
+    """A member's channel key and its commitments."""
+    place = directory.members.index(member)
+    return _part(directory.channels, KEY_BYTES, place), _part(directory.commitments, DIGEST_BYTES, place)
 
 
 def _part(content: bytes, size: int, place: int) -> bytes:

@@ -168,4 +168,5 @@ def _public_key(kind: str, public: bytes) -> Ed25519PublicKey | MLDSA65PublicKey
 
 
 def _separated(purpose: str, message: bytes) -> bytes:
-    return _DOMAIN + purpose.encode() + b"\0" + message
+    name = purpose.encode()
+    return _DOMAIN + bytes([len(name)]) + name + message

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qedge.errors import MessageRefused, SumAborted
-from qedge.secure_aggregation.channel import public_key
+from qedge.secure_aggregation.channel import refuse_useless
 from qedge.secure_aggregation.client import SEALED_BYTES
 from qedge.secure_aggregation.groups import MALICIOUS
 from qedge.secure_aggregation.identity import Roster, signed
@@ -84,6 +84,8 @@ class SecureServer:
         Raises:
             MessageRefused: of another step, session or member, not signed by its sender, or another than its sender sent before.
         """
+        if self._step not in self._take:
+            raise MessageRefused("the session is over")
         return self._take[self._step](message)
 
     def directory(self) -> bytes:
@@ -139,16 +141,11 @@ class SecureServer:
         message = decode(Keys, content)
 
         def check() -> bool:
-            try:
-                public_key(message.channel)
-            except ValueError:
-                raise MessageRefused(f"the channel key of member {message.sender} is none", sender=message.sender) from None
-            return self._signed_by(
-                message.sender,
-                "keys",
-                keys_statement(self.session, message.sender, message.channel, message.commitments),
-                message.signature,
-            )
+            statement = keys_statement(self.session, message.sender, message.channel, message.commitments)
+            if not self._signed_by(message.sender, "keys", statement, message.signature):
+                return False
+            refuse_useless(message.channel, message.sender)
+            return True
 
         if self._new(message, content, range(self.terms.members), check):
             self._keys[message.sender] = message
@@ -159,8 +156,12 @@ class SecureServer:
         if len(message.sealed) != SEALED_BYTES * (len(self._keys) - 1):
             raise MessageRefused("not one sealed message for each other member of the directory, of the length that they have")
         tree = sealed_tree(message.sealed, SEALED_BYTES)
-        statement = sealed_statement(self.session, message.sender, self._seen, tree.root)
-        if self._new(message, content, self._keys, lambda: self._signed_by(message.sender, "sealed", statement, message.signature)):
+
+        def check() -> bool:
+            statement = sealed_statement(self.session, message.sender, self._seen, tree.root)
+            return self._signed_by(message.sender, "sealed", statement, message.signature)
+
+        if self._new(message, content, self._keys, check):
             self._sealed[message.sender], self._trees[message.sender] = message, tree
         return message.sender
 
@@ -168,8 +169,11 @@ class SecureServer:
         message, ring = decode(Masked, content), self.terms.ring
         if len(message.vector) != ring.wire_bytes(self.terms.length) or len(message.escrow) != SECRET_BYTES * (len(self._sealed) - 1):
             raise MessageRefused("a masked vector of another length")
-        statement = masked_statement(message)
-        if self._new(message, content, self._sealed, lambda: self._signed_by(message.sender, "masked", statement, message.signature)):
+
+        def check() -> bool:
+            return self._signed_by(message.sender, "masked", masked_statement(message), message.signature)
+
+        if self._new(message, content, self._sealed, check):
             np.add(self._total, ring.unpack(message.vector, self.terms.length), out=self._total)
             self._escrows[message.sender] = message.escrow
         return message.sender
@@ -184,8 +188,11 @@ class SecureServer:
         message = decode(Shares, content)
         if len(message.shares) != SHARE_BYTES * len(self._sealed):
             raise MessageRefused("not one share for each member that sealed")
-        statement = shares_statement(message)
-        if self._new(message, content, self._escrows, lambda: self._signed_by(message.sender, "shares", statement, message.signature)):
+
+        def check() -> bool:
+            return self._signed_by(message.sender, "shares", shares_statement(message), message.signature)
+
+        if self._new(message, content, self._escrows, check):
             self._shares[message.sender] = message.shares
         return message.sender
 

@@ -48,7 +48,8 @@ class Terms:
 class Policy:
     """What a client insists on; threshold and colluders: shares of the group's members.
 
-    authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector.
+    authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector; survivors: of how large a
+    share of the members a sum must be at least, for which that noise is sized.
     """
 
     authority: bytes
@@ -57,6 +58,7 @@ class Policy:
     server: str = MALICIOUS
     least_members: int = LEAST_MEMBERS
     noise: str = ""
+    survivors: float = 0.0
 
     def check(self, terms: Terms, roster: Roster) -> None:
         """Refuse a session below this policy.
@@ -71,7 +73,7 @@ class Policy:
             "members": (terms.members, self.least_members),
             "threshold": (terms.threshold, threshold_of(terms.members, self.threshold)),
             "colluders": (terms.colluders, colluders_of(terms.members, self.colluders)),
-            "survivors": (terms.survivors, terms.threshold),
+            "survivors": (terms.survivors, max(terms.threshold, threshold_of(terms.members, self.survivors))),
         }
         for name, (given, accepted) in least.items():
             if given < accepted:
@@ -108,5 +110,14 @@ class Memory:
         self.joined[terms.run] = here
 
     def reveal(self, terms: Terms) -> None:
-        """Remember that shares of this round left."""
+        """Remember that shares of this round leave; refuse it for a session that was left for a later one.
+
+        Nobody thus opens two sums of one round, nor takes part in a later session of a round of which it opened a sum.
+
+        Raises:
+            MessageRefused: a later session was joined.
+        """
+        here = (terms.round, terms.attempt)
+        if here != self.joined.get(terms.run):
+            raise MessageRefused(f"round {terms.round}, attempt {terms.attempt} was left for a later session; nothing of it is revealed")
         self.revealed[terms.run] = terms.round
