@@ -45,11 +45,11 @@ def up_to(step: str, members: int = 5, lost: dict[str, list[int]] | None = None,
     return session
 
 
-def refuses(session: Session, step: str, message: bytes, match: str) -> None:
-    """Member 0 does, and then answers what it should have been sent."""
+def refuses(session: Session, step: str, message: bytes, match: str) -> bool:
+    """Whether member 0 does, for that reason, and then answers what it should have been sent."""
     with pytest.raises(MessageRefused, match=match):
         session.answer(step, 0, message)
-    session.answer(step, 0, session.sent[step][0])
+    return session.answer(step, 0, session.sent[step][0]) is not None
 
 
 def changed(session: Session, step: str, /, **values: Any) -> bytes:
@@ -192,7 +192,7 @@ def test_a_directory_with_another_key_or_commitment_of_the_client_s_own_is_refus
         session = up_to("seal")
         content = getattr(decode(Directory, session.sent["seal"][0]), name)
         other = content[size : 2 * size]
-        refuses(
+        assert refuses(
             session, "seal", changed(session, "seal", **{name: swapped(content, size, 0, other)}), "other keys for this client than its own"
         )
 
@@ -214,7 +214,7 @@ def test_a_directory_with_another_key_or_commitment_of_the_client_s_own_is_refus
 )
 def test_a_directory_is_refused_with(values: dict[str, Any], match: str):
     session = up_to("seal")
-    refuses(session, "seal", changed(session, "seal", **values), match)
+    assert refuses(session, "seal", changed(session, "seal", **values), match)
 
 
 @pytest.mark.parametrize("useless", ["no lattice key", "a point of small order"])
@@ -222,7 +222,7 @@ def test_a_key_that_nobody_can_seal_to_is_refused_by_clients_and_by_an_honest_se
     session = up_to("seal")
     directory = decode(Directory, session.sent["seal"][0])
     key = b"\xff" * 1216 if useless == "no lattice key" else directory.channels[1216 : 1216 + 1184] + bytes(32)
-    refuses(
+    assert refuses(
         session, "seal", changed(session, "seal", channels=swapped(directory.channels, 1216, 1, key)), "channel key of member 1 is none"
     )
     joining = up_to("join")
@@ -249,7 +249,7 @@ def test_a_vector_of_another_length_or_type_is_refused(vector: np.ndarray):
 
 def test_a_delivery_without_what_the_client_itself_sealed_is_refused():
     session = up_to("mask")
-    refuses(session, "mask", changed(session, "mask", members=(1, 2, 3, 4)), "what this client sealed was left out")
+    assert refuses(session, "mask", changed(session, "mask", members=(1, 2, 3, 4)), "what this client sealed was left out")
 
 
 @pytest.mark.parametrize("part", ["sealed", "proofs", "signatures", "another's proof", "another's signature"])
@@ -263,7 +263,7 @@ def test_a_delivery_with_anything_that_its_sender_has_not_signed_for_this_direct
         "another's proof": {"proofs": (delivery.proofs[1], *delivery.proofs[1:])},
         "another's signature": {"signatures": delivery.signatures[64:128] + delivery.signatures[64:]},
     }[part]
-    refuses(session, "mask", changed(session, "mask", **values), "member 1 has not signed this for this directory")
+    assert refuses(session, "mask", changed(session, "mask", **values), "member 1 has not signed this for this directory")
 
 
 def test_a_sealed_message_in_the_place_of_another_of_the_same_sender_does_not_open():
@@ -272,7 +272,7 @@ def test_a_sealed_message_in_the_place_of_another_of_the_same_sender_does_not_op
     mine, other = (decode(Delivery, session.sent["mask"][member]) for member in (0, 2))
     sealed = swapped(mine.sealed, SEALED_BYTES, 0, other.sealed[SEALED_BYTES : 2 * SEALED_BYTES])
     moved = changed(session, "mask", sealed=sealed, proofs=(other.proofs[1], *mine.proofs[1:]))
-    refuses(session, "mask", moved, "member 1 has not signed this")
+    assert refuses(session, "mask", moved, "member 1 has not signed this")
 
 
 def test_absent_members_keys_are_refused_unless_they_signed_them():
@@ -281,7 +281,7 @@ def test_absent_members_keys_are_refused_unless_they_signed_them():
     for other in (bytes(64), signature[:-1], bytes([signature[0] ^ 1]) + signature[1:]):
         with pytest.raises(MessageRefused, match="the keys of member 4 are not its own"):
             session.answer("mask", 0, changed(session, "mask", absent=(other,)))
-    refuses(session, "mask", changed(session, "mask", absent=()), "one sealed message, proof and signature")
+    assert refuses(session, "mask", changed(session, "mask", absent=()), "one sealed message, proof and signature")
 
 
 def test_what_a_member_sealed_that_does_not_open_is_refused_by_its_name():
@@ -319,12 +319,12 @@ def test_what_a_member_sealed_that_does_not_open_is_refused_by_its_name():
 )
 def test_survivors_are_refused_that_are_too_few_or_named_twice_or_unknown_or_without_the_client(members: tuple[int, ...], match: str):
     session = up_to("agree")
-    refuses(session, "agree", changed(session, "agree", members=members), match)
+    assert refuses(session, "agree", changed(session, "agree", members=members), match)
 
 
 def test_who_did_not_seal_cannot_be_named_as_a_survivor():
     session = up_to("agree", lost={"seal": [4]})
-    refuses(session, "agree", changed(session, "agree", members=(0, 1, 2, 3, 4)), "not of those who came this far")
+    assert refuses(session, "agree", changed(session, "agree", members=(0, 1, 2, 3, 4)), "not of those who came this far")
 
 
 def test_a_survivor_and_a_lost_member_at_once_cannot_be_expressed():
@@ -399,12 +399,12 @@ def test_nothing_is_revealed_for_fewer_signatures_than_the_threshold_or_ones_of_
 def test_a_message_of_another_version_kind_session_or_round_is_refused(step: str):
     session, before = up_to(step, round=2), up_to(step, round=1)
     values = fields(session.sent[step][0])
-    refuses(session, step, packed([2, *values[1:]]), "a message of version 2; accepted: 1")
+    assert refuses(session, step, packed([2, *values[1:]]), "a message of version 2; accepted: 1")
     session = up_to(step, round=2)
-    refuses(session, step, packed([1, "Shares", *values[2:]]), "another kind")
+    assert refuses(session, step, packed([1, "Shares", *values[2:]]), "another kind")
     if step != "join":
         session = up_to(step, round=2)
-        refuses(session, step, before.sent[step][0], "another session")
+        assert refuses(session, step, before.sent[step][0], "another session")
 
 
 def test_steps_are_answered_in_their_order_only():
