@@ -16,6 +16,7 @@ import numpy as np
 from qedge.algorithms import scaffold
 from qedge.algorithms.choice import ALGORITHMS
 from qedge.data.federation import Rows
+from qedge.errors import Diverged
 from qedge.federated.client_evaluation import ClientEvaluation
 from qedge.federated.example_training import ExampleTraining
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec, PartialSum, nobody, timed
@@ -30,6 +31,7 @@ from qedge.privacy.clipping import Grid, fixed_point, to_grid, within_bound
 from qedge.privacy.mechanisms import NoiseSource, SystemNoise
 
 AHEAD_BYTES = 64 << 20
+MOST_MASKED = 2**62 // 128  # without privacy: no sum of a group of at most 100 wraps in 64 bits
 AGREES_WITHIN = 1e-2  # of the largest update; rounding is far less, but may tip a ReLU over that is within rounding of zero
 
 
@@ -163,6 +165,8 @@ class FederatedClient:
             counts = np.minimum(self._rows(chunk), self.spec.algorithm.max_weight)
             counts[list(trained.failed)], trained.values[list(trained.failed)] = 0, 0
             each = [fixed_point(trained.values[place : place + 1], [int(count)]) for place, count in enumerate(counts)]
+            if any(int(np.abs(one).max(initial=0)) > MOST_MASKED for one in each):
+                raise Diverged("an update is too large to be masked with those of a group; a smaller learning rate may help")
             reasons = {int(chunk.clients[place]): error.message for place, error in trained.failed.items()}
             return np.column_stack([np.stack(each), counts]), reasons
 

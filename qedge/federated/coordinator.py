@@ -37,7 +37,7 @@ from qedge.federated.run_folder import RunFolder, data_digest, recorded_guarante
 from qedge.federated.scaling import released_scaling
 from qedge.federated.secure_sum import SecureSum, secure_sum
 from qedge.federated.selection.drawing import expected_cohort
-from qedge.federated.traffic import Traffic
+from qedge.federated.traffic import Traffic, carried
 from qedge.federated.workers import Workers
 from qedge.federated.write_ahead import Release, WriteAhead
 from qedge.models import build, parameters_vector
@@ -295,7 +295,9 @@ class Coordinator:
     def _secure_partial(self, secure: SecureSum, broadcast: Broadcast, chunks: Sequence[Chunk]) -> PartialSum:
         """The sum of a round without privacy; of nobody where it was lost as it was opened."""
         try:
-            return secure.of_round(broadcast, chunks, self.workers, self.job.cohort.deadline_s)
+            partial = secure.of_round(broadcast, chunks, self.workers, self.job.cohort.deadline_s)
+            self.traffic = carried(broadcast, chunks, partial)
+            return partial
         except SumAborted as error:
             self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
             return PartialSum(np.zeros(len(broadcast.weights), dtype=np.int64), 0)
@@ -314,6 +316,7 @@ class Coordinator:
         except SumAborted as error:
             self.on_event(SumLost(self.folder.run, broadcast.round, error.message))
             return release
+        self.traffic = carried(broadcast, chunks, partial)
         release = replace(release, total=np.append(partial.total, partial.weight))
         self.ahead.append(release)
         return release

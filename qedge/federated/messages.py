@@ -77,7 +77,7 @@ class PartialSum:
 
     total: [params] int64; weight: what they count for; failed: what the user's code raised, by client; controls: the new control
     variates, [clients, params] float32, of the clients of each chunk; seconds: what they took, by what was done; gather_s: what putting
-    their batches together took, whether that was done now or ahead.
+    their batches together took, whether that was done now or ahead; carried: bytes of a secure sum's messages, to clients and from them.
     """
 
     total: np.ndarray
@@ -86,6 +86,7 @@ class PartialSum:
     controls: Sequence[Chunk] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     gather_s: float = 0.0
+    carried: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, parts: Sequence[PartialSum]) -> PartialSum:

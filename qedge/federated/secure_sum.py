@@ -20,6 +20,7 @@ from qedge.federated.randomness import RunKey
 from qedge.federated.secure_node import Said, SecureParty, Session
 from qedge.federated.workers import Workers
 from qedge.job import SecureAggregation, TrainingJob
+from qedge.privacy.clipping import add_exactly
 from qedge.secure_aggregation.groups import MALICIOUS
 from qedge.secure_aggregation.ring import WHOLE_BITS, Ring
 from qedge.secure_aggregation.server import SecureServer
@@ -93,12 +94,10 @@ class SecureSum:
         if charge is not None:
             charge(hashlib.sha256(b"".join(group.server.session for group in exchange.groups)).hexdigest())
         exchange.step("reveal" if self.secure.server == MALICIOUS else "agree", survivors)
-        total, weight = np.zeros(self.length, dtype=np.int64), 0
-        for group in exchange.groups:
-            part, members = group.server.total(threads=len(os.sched_getaffinity(0)))
-            total += part
-            weight += len(members)
-        return PartialSum(total, weight, failed)
+        parts = [group.server.total(threads=len(os.sched_getaffinity(0))) for group in exchange.groups]
+        return PartialSum(
+            add_exactly([part for part, _ in parts]), sum(len(members) for _, members in parts), failed, carried=exchange.carried
+        )
 
     def _groups(self, attempt: int, number: int, clients: np.ndarray, party: SecureParty) -> list[_Group]:
         """The clients in groups drawn anew for each round, wherever they are."""
@@ -176,12 +175,13 @@ class _Exchange:
     deadline_s: float
     groups: list[_Group]
     refusals: list[str] = field(default_factory=list)
+    carried: tuple[int, int] = (0, 0)
 
     def open(self, begin: Begin) -> dict[int, str]:
         """Have every client bring its keys; what the user's code raised."""
         sessions = [Session(place, group.clients, group.server.announcement()) for place, group in enumerate(self.groups)]
         said, failed = begin(sessions)
-        self._take(said)
+        self._take(said, down=sum(len(session.announcement) * len(session.clients) for session in sessions))
         return failed
 
     def broadcast(self, name: str, message: Callable[[SecureServer], bytes]) -> None:
@@ -191,13 +191,14 @@ class _Exchange:
     def step(self, name: str, messages: Sequence[dict[int, bytes]]) -> None:
         """Send each client its message, and have the servers take what they answer."""
         to_all = {client: message for of_group in messages for client, message in of_group.items()}
-        self._take(self.party.secure_step(name, to_all, self.deadline_s))
+        self._take(self.party.secure_step(name, to_all, self.deadline_s), down=sum(map(len, to_all.values())))
 
     def said_no(self) -> str:
         """Why clients refused, where they did."""
         return f"; a client said: {self.refusals[0]}" if self.refusals else ""
 
-    def _take(self, said: Sequence[Said]) -> None:
+    def _take(self, said: Sequence[Said], down: int) -> None:
+        self.carried = self.carried[0] + down, self.carried[1] + sum(len(one.message) for one in said)
         for one in said:
             if one.refused:
                 self.refusals.append(one.refused)

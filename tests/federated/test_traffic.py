@@ -41,3 +41,14 @@ def test_every_round_of_a_run_says_what_it_is_worth(settings: Settings, make_job
     metrics = RunFolder.open(settings.home, result.run_id).metrics_by_round()
     params = 13 * 3 + 3
     assert [one["bytes_up"] for one in metrics.values()] == [15 * 4 * params] * 2
+
+
+def test_a_secure_round_is_worth_what_its_messages_come_to(settings: Settings, make_job: Make):
+    """Of 12 clients: 11 sealed messages of 1,234 bytes each way for each, and for the vectors less than the plain four bytes a number."""
+    cohort = {"sampling": "uniform", "rate": None, "size": 12}
+    result = train(make_job(rounds=2, cohort=cohort, secure_aggregation={}), backend="serial", settings=settings)
+    metrics = RunFolder.open(settings.home, result.run_id).metrics_by_round().values()
+    params = 13 * 3 + 3
+    for one in metrics:
+        assert 12 * 11 * 1234 + 12 * 2 * params < one["bytes_up"] < 12 * (11 * 1300 + 2400)
+        assert one["bytes_down"] > 12 * (4 * params + 11 * 1234 + 12 * 1216)
