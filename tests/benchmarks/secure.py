@@ -241,8 +241,8 @@ def _peer_figures(match: Match, own: Mapping[str, Sequence[Taken]], theirs: Sequ
     what = f"n = {match.members}, {FLOWER.name} {FLOWER.version}"
     first = own[KINDS[0]]
     figures = [
-        _by_stage(f"{what}: a client", None, [one.client for one in theirs]),
-        _by_stage(f"{what}: the server", None, [one.server for one in theirs]),
+        _by_stage(f"{what}: a client", None, [one.client for one in theirs], "s CPU"),
+        _by_stage(f"{what}: the server", None, [one.server for one in theirs], "s CPU"),
         _bytes(f"{what}: a client's bytes up, over the vector's", None, [one.up for one in theirs], match.length),
         _bytes(f"{what}: … down", None, [one.down for one in theirs], match.length),
         beside(f"{what}: largest error of the mean, by its quantisation", [one.error for one in theirs], "", 2),
@@ -313,17 +313,18 @@ def _block_speed() -> float:
     return blocks * BLOCK_BYTES / (time.process_time() - begun)
 
 
-def _by_stage(what: str, limit: float | None, taken: Sequence[Mapping[str, float]]) -> Figure:
+def _by_stage(what: str, limit: float | None, taken: Sequence[Mapping[str, float]], unit: str = "ms CPU") -> Figure:
     """CPU time in all, and of each stage."""
-    whole = [1000 * sum(stages.values()) for stages in taken]
-    row = beside(what, whole, "ms CPU") if limit is None else at_most(what, limit, whole, "ms CPU")
-    stages = ", ".join(f"{name} {1000 * statistics.median(one[name] for one in taken):.3g}" for name in taken[0])
+    scale = 1000 if unit == "ms CPU" else 1
+    whole = [scale * sum(stages.values()) for stages in taken]
+    row = beside(what, whole, unit) if limit is None else at_most(what, limit, whole, unit)
+    stages = ", ".join(f"{name} {scale * statistics.median(one[name] for one in taken):.3g}" for name in taken[0])
     return replace(row, measured=f"{row.measured}: {stages}")
 
 
 def _bytes(what: str, limit: float | None, taken: Sequence[float], length: int) -> Figure:
     times = [one / RING.wire_bytes(length) for one in taken]
-    return beside(what, times, "times", 4) if limit is None else at_most(what, limit, times, "times", 4)
+    return beside(what, times, "times") if limit is None else at_most(what, limit, times, "times", 6)
 
 
 def _texts(values: object) -> Iterable[str]:
