@@ -31,7 +31,7 @@ from qedge.secure_aggregation.member_secrets import (
     part_of_mask,
     sign_of,
 )
-from qedge.secure_aggregation.merkle import DIGEST_BYTES, leaf, root_of
+from qedge.secure_aggregation.merkle import DIGEST_BYTES, leaf, path_length, root_of
 from qedge.secure_aggregation.messages import (
     Agreement,
     Agreements,
@@ -209,12 +209,16 @@ class SecureClient:
         peers = [member for member in delivery.members if member != self._me]
         absent = [member for member in self._directory.members if member not in delivery.members]
         each = SIGNATURES[self._identity.kind][1]
+        steps = [path_length(self._place_for(peer), len(self._directory.members) - 1) * DIGEST_BYTES for peer in peers]
         given = (len(delivery.sealed), len(delivery.proofs), len(delivery.signatures), len(delivery.absent))
-        if given != (len(peers) * SEALED_BYTES, len(peers), len(peers) * each, len(absent)):
+        if given != (len(peers) * SEALED_BYTES, sum(steps), len(peers) * each, len(absent)):
             raise MessageRefused("the delivery has not one sealed message, proof and signature for each of its members")
-        for place, (peer, proof) in enumerate(zip(peers, delivery.proofs, strict=True)):
+        start = 0
+        for place, peer in enumerate(peers):
+            proof = delivery.proofs[start : start + steps[place]]
             root = self._root_of(peer, _part(delivery.sealed, SEALED_BYTES, place), proof)
             self._check_sealed(peer, root, _part(delivery.signatures, each, place))
+            start += steps[place]
         for peer, signature in zip(absent, delivery.absent, strict=True):
             self._check_absent(peer, signature)
         return peers
@@ -229,9 +233,12 @@ class SecureClient:
 
     def _root_of(self, peer: int, sealed: bytes, proof: bytes) -> bytes:
         """The root of all that a peer sealed, by what it sealed for this member; "" where the proof is none."""
-        mine = self._directory.members.index(self._me) - (peer < self._me)
         steps = [proof[start : start + DIGEST_BYTES] for start in range(0, len(proof), DIGEST_BYTES)]
-        return root_of({mine: leaf(sealed)}, len(self._directory.members) - 1, steps) or b""
+        return root_of({self._place_for(peer): leaf(sealed)}, len(self._directory.members) - 1, steps) or b""
+
+    def _place_for(self, peer: int) -> int:
+        """Which of all that a peer sealed is for this member."""
+        return self._directory.members.index(self._me) - (peer < self._me)
 
     def _agree(self, content: bytes) -> bytes:
         survivors = self._of_this_session(decode(Survivors, content))
@@ -248,10 +255,10 @@ class SecureClient:
     def _reveal(self, content: bytes) -> bytes:
         agreements = self._of_this_session(decode(Agreements, content))
         _members(agreements.signers, self._members, self._fewest_signers())
-        statement = survivors_statement(self._survivors)
-        if len(agreements.signatures) != len(agreements.signers) or not all(
-            self._signed_by(signer, "survivors", statement, signature)
-            for signer, signature in zip(agreements.signers, agreements.signatures, strict=True)
+        statement, each = survivors_statement(self._survivors), SIGNATURES[self._identity.kind][1]
+        if len(agreements.signatures) != each * len(agreements.signers) or not all(
+            self._signed_by(signer, "survivors", statement, _part(agreements.signatures, each, place))
+            for place, signer in enumerate(agreements.signers)
         ):
             raise MessageRefused("not all of these members have signed the survivors that this client has signed")
         return self._shares()

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from qedge.secure_aggregation.ring import Elements, Ring
 
 SEED_BYTES = 32
-_BLOCK = 1 << 16  # bytes: the block of the sum, that of the mask and the zeros it is made of stay in a core's cache
+_BLOCK = 1 << 17  # bytes: the block of the sum, that of the mask and the zeros it is made of stay in a core's cache
 _ZEROS = memoryview(bytes(_BLOCK))
 _TOGETHER = 64  # masks: more streams at once gain nothing
 

@@ -50,6 +50,15 @@ class MerkleTree:
         return tuple(proof)
 
 
+def path_length(place: int, count: int) -> int:
+    """How many digests the path of a leaf has, in a tree of `count` leaves."""
+    length = 0
+    while count > 1:
+        length += place ^ 1 < count
+        place, count = place // 2, (count + 1) // 2
+    return length
+
+
 def root_of(leaves: Mapping[int, bytes], count: int, proof: Sequence[bytes]) -> bytes | None:
     """The root of a tree of `count` leaves with these digests at these places, or None where the proof does not fit the places.
 

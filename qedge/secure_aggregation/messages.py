@@ -68,14 +68,14 @@ class Sealed:
 class Delivery:
     """Server: who has sealed, and for each but the receiver what is sealed for it, the proof that it is, and the signature.
 
-    sealed, signatures: one after another, all of one length; absent: for each member of the directory that has not sealed, the
+    sealed, proofs, signatures: one after another; absent: for each member of the directory that has not sealed, the
     signature of its keys.
     """
 
     session: bytes
     members: tuple[int, ...]
     sealed: bytes
-    proofs: tuple[bytes, ...]
+    proofs: bytes
     signatures: bytes
     absent: tuple[bytes, ...]
 
@@ -110,11 +110,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Agreements:
-    """Server: signatures of the survivors."""
+    """Server: signatures of the survivors, one after another."""
 
     session: bytes
     signers: tuple[int, ...]
-    signatures: tuple[bytes, ...]
+    signatures: bytes
 
 
 @dataclass(frozen=True)

@@ -87,18 +87,25 @@ class Ring:
             parts += [np.packbits((rest >> bit) & 1).tobytes() for bit in range(planes)]
         return b"".join(parts)
 
-    def unpack(self, content: bytes, entries: int) -> Elements:
-        """The elements that `pack` put on the wire; `content` has `wire_bytes(entries)` bytes."""
+    def add_packed(self, total: Elements, content: bytes) -> None:
+        """Add to `total`, in place, what `pack` put on the wire: `wire_bytes` of as many entries."""
         if self.bits in (LEAST_BITS, WHOLE_BITS):
-            return np.frombuffer(content, self.dtype)
+            np.add(total, np.frombuffer(content, self.dtype), out=total)
+            return
+        entries, at = len(total), 2 * len(total)
         whole, planes = divmod(self.bits - LEAST_BITS, 8)
-        elements = np.frombuffer(content, "<u2", entries).astype(self.dtype)
-        at, wide = 2 * entries, -(-entries // 8)
+        np.add(total, np.frombuffer(content, "<u2", entries), out=total)
         for byte in range(whole):
-            elements |= np.frombuffer(content, np.uint8, entries, at).astype(self.dtype) << (LEAST_BITS + 8 * byte)
+            np.add(total, np.left_shift(np.frombuffer(content, np.uint8, entries, at), LEAST_BITS + 8 * byte, dtype=self.dtype), out=total)
             at += entries
+        wide = -(-entries // 8)
         for plane in range(planes):
             bits = np.unpackbits(np.frombuffer(content, np.uint8, wide, at), count=entries)
-            elements |= bits.astype(self.dtype) << (LEAST_BITS + 8 * whole + plane)
+            np.add(total, np.left_shift(bits, LEAST_BITS + 8 * whole + plane, dtype=self.dtype), out=total)
             at += wide
+
+    def unpack(self, content: bytes, entries: int) -> Elements:
+        """The elements that `pack` put on the wire, reduced."""
+        elements: Elements = np.zeros(entries, self.dtype)
+        self.add_packed(elements, content)
         return elements

@@ -117,7 +117,7 @@ class SecureServer:
     def agreements(self) -> bytes:
         """What each survivor is sent: no more signatures than it takes."""
         members = self._close("agreements", "shares", self._agreed)[: self.terms.threshold]
-        return encode(Agreements(self.session, members, tuple(self._agreed[member] for member in members)))
+        return encode(Agreements(self.session, members, b"".join(self._agreed[member] for member in members)))
 
     def total(self, threads: int = 1) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """The sum of the survivors' vectors, [length] int64, and who they are.
@@ -174,7 +174,7 @@ class SecureServer:
             return self._signed_by(message.sender, "masked", masked_statement(message), message.signature)
 
         if self._new(message, content, self._sealed, check):
-            np.add(self._total, ring.unpack(message.vector, self.terms.length), out=self._total)
+            ring.add_packed(self._total, message.vector)
             self._escrows[message.sender] = message.escrow
         return message.sender
 
@@ -239,7 +239,7 @@ class SecureServer:
         peers, place = [member for member in members if member != receiver], self._directory.members.index(receiver)
         places = {peer: place - (peer < receiver) for peer in peers}
         sealed = b"".join(self._sealed[peer].sealed[SEALED_BYTES * at : SEALED_BYTES * (at + 1)] for peer, at in places.items())
-        proofs = tuple(b"".join(self._trees[peer].path(at)) for peer, at in places.items())
+        proofs = b"".join(part for peer, at in places.items() for part in self._trees[peer].path(at))
         signatures = b"".join(self._sealed[peer].signature for peer in peers)
         return encode(Delivery(self.session, members, sealed, proofs, signatures, absent))
 

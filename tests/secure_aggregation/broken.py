@@ -27,7 +27,7 @@ class NoMerkleProof(SecureClient):
     """Believes that a peer's root stands for what is delivered."""
 
     def _root_of(self, peer: int, sealed: bytes, proof: bytes) -> bytes:
-        return proof
+        return proof[:32]
 
 
 class NoAbsentCheck(SecureClient):

@@ -191,7 +191,7 @@ class Coalition:
             view = self.asked.get(place, ())
             signatures = self.signed.get(view, {})
             signers = tuple(sorted(signatures))
-            message = Agreements(self.session, signers, tuple(signatures[signer] for signer in signers))
+            message = Agreements(self.session, signers, b"".join(signatures[signer] for signer in signers))
             if (answer := self._ask(self.honest[place], "reveal", encode(message))) is not None:
                 revealed = decode(Shares, answer).shares
                 for at, member in enumerate(self.seen[place]):
@@ -207,7 +207,7 @@ class Coalition:
             return None
 
     def _delivery(self, place: int, directory: Directory, named: tuple[int, ...], absent: Mapping[int, bytes], bare: bool) -> Delivery:
-        sealed, proofs, signatures = b"", [], b""
+        sealed, proofs, signatures = b"", b"", b""
         for peer in named:
             if peer == place:
                 continue
@@ -218,10 +218,11 @@ class Coalition:
                 sealed += seal(plain, self.keys[place].channel, self.session, peer, place)
             else:
                 sealed += _sealed_for(message, seen, peer, place)
-            proofs.append(tree.root if bare else b"".join(tree.path(at)))
+            path = tree.path(at)
+            proofs += tree.root * len(path) if bare else b"".join(path)
             signatures += message.signature
         missing = tuple(absent.get(peer, b"") for peer in directory.members if peer not in named)
-        return Delivery(self.session, named, sealed, tuple(proofs), signatures, missing)
+        return Delivery(self.session, named, sealed, proofs, signatures, missing)
 
     def _open(self, sender: int, receiver: int, sealed: bytes) -> None:
         if receiver not in self.puppets:

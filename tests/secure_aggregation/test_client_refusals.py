@@ -32,6 +32,7 @@ from qedge.secure_aggregation.terms import Memory, Policy
 from qedge.secure_aggregation.wire import decode, encode
 from tests.secure_aggregation.sessions import STEPS, Session, client_of, federation, fields, packed, policy_of, terms_of
 
+PATH = 2 * 32  # bytes of a proof among the four messages that each of five members seals
 KINDS = {"join": Announcement, "seal": Directory, "mask": Delivery, "agree": Survivors, "reveal": Agreements}
 
 
@@ -258,9 +259,9 @@ def test_a_delivery_with_anything_that_its_sender_has_not_signed_for_this_direct
     delivery = decode(Delivery, session.sent["mask"][0])
     values: dict[str, Any] = {
         "sealed": {"sealed": bytes([delivery.sealed[0] ^ 1]) + delivery.sealed[1:]},
-        "proofs": {"proofs": (delivery.proofs[0][32:], *delivery.proofs[1:])},
+        "proofs": {"proofs": bytes([delivery.proofs[0] ^ 1]) + delivery.proofs[1:]},
         "signatures": {"signatures": bytes([delivery.signatures[0] ^ 1]) + delivery.signatures[1:]},
-        "another's proof": {"proofs": (delivery.proofs[1], *delivery.proofs[1:])},
+        "another's proof": {"proofs": delivery.proofs[PATH : 2 * PATH] + delivery.proofs[PATH:]},
         "another's signature": {"signatures": delivery.signatures[64:128] + delivery.signatures[64:]},
     }[part]
     assert refuses(session, "mask", changed(session, "mask", **values), "member 1 has not signed this for this directory")
@@ -271,7 +272,7 @@ def test_a_sealed_message_in_the_place_of_another_of_the_same_sender_does_not_op
     session = up_to("mask")
     mine, other = (decode(Delivery, session.sent["mask"][member]) for member in (0, 2))
     sealed = swapped(mine.sealed, SEALED_BYTES, 0, other.sealed[SEALED_BYTES : 2 * SEALED_BYTES])
-    moved = changed(session, "mask", sealed=sealed, proofs=(other.proofs[1], *mine.proofs[1:]))
+    moved = changed(session, "mask", sealed=sealed, proofs=other.proofs[PATH : 2 * PATH] + mine.proofs[PATH:])
     assert refuses(session, "mask", moved, "member 1 has not signed this")
 
 
@@ -373,16 +374,16 @@ def test_nothing_is_revealed_for_fewer_signatures_than_the_threshold_or_ones_of_
     true = decode(Agreements, session.sent["reveal"][0])
     assert len(true.signers) == session.terms.threshold == 3
     other = Survivors(true.session, (0, 1, 2, 3))
-    of_another_set = tuple(federation(5).identities[signer].sign("survivors", survivors_statement(other)) for signer in true.signers)
-    of_another_purpose = tuple(
+    of_another_set = b"".join(federation(5).identities[signer].sign("survivors", survivors_statement(other)) for signer in true.signers)
+    of_another_purpose = b"".join(
         federation(5).identities[signer].sign("shares", survivors_statement(session.clients[0]._survivors)) for signer in true.signers
     )
     for values, match in (
-        ({"signers": true.signers[:2], "signatures": true.signatures[:2]}, "2 members are left; accepted: 3 at least"),
+        ({"signers": true.signers[:2], "signatures": true.signatures[:128]}, "2 members are left; accepted: 3 at least"),
         ({"signers": (0, 0, 1)}, "named twice"),
         ({"signers": (0, 1, 7)}, "not of those"),
-        ({"signatures": true.signatures[:2]}, "not all of these members have signed"),
-        ({"signatures": (true.signatures[0],) * 3}, "not all of these members have signed"),
+        ({"signatures": true.signatures[:128]}, "not all of these members have signed"),
+        ({"signatures": true.signatures[:64] * 3}, "not all of these members have signed"),
         ({"signatures": of_another_set}, "not all of these members have signed"),
         ({"signatures": of_another_purpose}, "not all of these members have signed"),
         ({"session": bytes(32)}, "another session"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qedge.secure_aggregation.merkle import MerkleTree, leaf, root_of
+from qedge.secure_aggregation.merkle import MerkleTree, leaf, path_length, root_of
 
 # The leaves and roots with which implementations of RFC 6962 are tested (google/certificate-transparency, merkle_tree_test).
 LEAVES = [
@@ -87,3 +87,10 @@ def test_a_node_is_not_taken_for_a_leaf():
     tree = MerkleTree([leaf(one), leaf(other), leaf(third)])
     inner = leaf(one) + leaf(other)
     assert root_of({0: leaf(inner)}, 2, [leaf(third)]) != tree.root
+
+
+@given(count=st.integers(1, 70), data=st.data())
+def test_a_path_is_the_proof_of_one_place_and_as_long_as_is_said(count: int, data: st.DataObject):
+    tree, place = MerkleTree(leaves_of(count)), data.draw(st.integers(0, count - 1))
+    assert tree.path(place) == tree.proof([place])
+    assert len(tree.path(place)) == path_length(place, count)
