@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from qedge.kernels.batches import ClientBatches, LocalSGD, Updates
 
@@ -31,6 +30,10 @@ class _Batch:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All that it holds."""
         return self.rows, self.columns, self.targets, self.share
+
+    def twice(self) -> _Batch:
+        """The same rows for two clients."""
+        return _Batch(*(torch.cat([tensor, tensor]) for tensor in self.tensors()))
 
 
 class _Group:
@@ -114,6 +117,12 @@ class Parameter:
         velocity = None if self.velocity is None else self.velocity[:clients]
         return Parameter(self.value[:clients], velocity, None if self.constant is None else self.constant[:clients])
 
+    def twice(self) -> Parameter:
+        """That of one client and of its double, copies."""
+        velocity = None if self.velocity is None else torch.cat([self.velocity, self.velocity])
+        constant = None if self.constant is None else torch.cat([self.constant, self.constant])
+        return Parameter(torch.cat([self.value, self.value]), velocity, constant)
+
 
 def stacked_parameters(
     start: torch.Tensor, corrections: torch.Tensor | None, shapes: Sequence[tuple[int, int]], clients: int, sgd: LocalSGD
@@ -148,9 +157,10 @@ class StackedKernel:
     """layers: (in, out) of each affine layer, ReLU between them.
 
     apart: a client's bits must not depend on its neighbours' rows. Its batches are then padded to a size that follows from its own
-    rows alone, and clients of one size are stacked together: with the same shapes a batched product gives each client the same bits
-    whoever shares it. Otherwise all are padded to the longest, and emptying one client would move the last bits of others'
-    updates, which no sensitivity accounts for.
+    rows alone, and clients of one size are stacked together: with the same shapes a batched product of two or more gives each client
+    the same bits whoever shares it. One alone may be computed another way, so that whoever is left alone is stacked with itself.
+    Otherwise all are padded to the longest, and emptying one client would move the last bits of others' updates, which no sensitivity
+    accounts for.
     """
 
     def __init__(self, layers: Sequence[tuple[int, int]], sgd: LocalSGD, *, apart: bool = False) -> None:
@@ -180,11 +190,16 @@ class StackedKernel:
         for group in prepared.groups:
             own = None if corrections is None else torch.tensor(corrections[group.members])
             parameters = stacked_parameters(start, own, shapes, len(group.members), self.sgd)
-            stepping, now = len(group.members), parameters
+            stepping, now = 0, parameters
             for active, batch in group.batches():
+                alone = self.apart and active == 1
                 if active != stepping:
                     stepping, now = active, [parameter.first(active) for parameter in parameters]
-                self._step(now, batch)
+                    now = [parameter.twice() for parameter in now] if alone else now
+                self._step(now, batch.twice() if alone else batch)
+            if self.apart and stepping == 1:
+                for parameter, twins in zip(parameters, now, strict=True):
+                    parameter.value[0] = twins.value[0]
             after = torch.cat([parameter.value.flatten(1) for parameter in parameters], dim=1)
             values[group.members] = after.sub_(start).numpy()
         return Updates(values)
@@ -197,7 +212,7 @@ class StackedKernel:
             weight, bias = parameters[2 * depth], parameters[2 * depth + 1]
             out = torch.baddbmm(bias.value, weight.value, inputs[-1])
             inputs.append(out.relu_() if depth < deepest else out)
-        gradient = functional.softmax(inputs.pop(), dim=1).mul_(batch.share).sub_(batch.targets)
+        gradient = _softmax(inputs.pop()).mul_(batch.share).sub_(batch.targets)
         for depth in range(deepest, -1, -1):
             weight, bias = parameters[2 * depth], parameters[2 * depth + 1]
             below = torch.bmm(weight.value.transpose(1, 2), gradient).mul_(inputs[depth] > 0) if depth else None
@@ -217,6 +232,12 @@ class StackedKernel:
                 parameter.value.sub_(parameter.constant, alpha=sgd.learning_rate)
         else:
             descend(parameter, torch.bmm(gradient, inputs), sgd)
+
+
+def _softmax(out: torch.Tensor) -> torch.Tensor:
+    """The softmax over classes, [clients, classes, rows], in place; torch's own gives a client other last bits among other clients."""
+    weights = out.sub_(out.amax(dim=1, keepdim=True)).exp_()
+    return weights.div_(torch.bmm(torch.ones(len(out), 1, out.shape[1]), weights))
 
 
 def padded(rows: int) -> int:

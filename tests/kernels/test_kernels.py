@@ -89,6 +89,25 @@ def test_stacked_equals_the_sequential_oracle(
     data=st.data(),
 )
 def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_integers(hidden, sizes, batch_size, seed, data):
+    _refuse_moved_integers(hidden, sizes, batch_size, seed, data.draw(st.integers(0, len(sizes) - 1)))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_updates(seed):
+    """Of 60 chunks: with torch's own softmax a processor with AVX-512 gave two of five of them other bits."""
+    draw = np.random.default_rng(seed)
+    hidden, sizes = draw.integers(1, 40, draw.integers(1, 3)).tolist(), draw.integers(1, 30, draw.integers(2, 8)).tolist()
+    algorithm = _algorithm(batch_size=int(draw.integers(1, 17)), local_epochs=2, learning_rate=0.2, kernel="stacked")
+    module = build(Model(kind="mlp", hidden=hidden), 9, 4, seed)
+    kernel = build_kernel("stacked", module, algorithm, LocalSGD(algorithm.learning_rate), 9, 4, private=True)
+    chunk, emptied = _chunk(sizes, algorithm, 9, 4, seed), int(draw.integers(len(sizes)))
+    without = [ClientBatches(c.features[:0], c.labels[:0], c.steps[:0, :0]) if k == emptied else c for k, c in enumerate(chunk)]
+    whole, rest = (_train(kernel, parameters_vector(module), some) for some in (chunk, without))
+    others = [k for k in range(len(sizes)) if k != emptied]
+    assert whole[others].tobytes() == rest[others].tobytes()
+
+
+def _refuse_moved_integers(hidden, sizes, batch_size, seed, emptied):
     model = Model(kind="mlp", hidden=hidden) if hidden else Model(kind="linear")
     algorithm = _algorithm(batch_size=batch_size, local_epochs=2, learning_rate=0.2, kernel="stacked")
     module = build(model, 9, 4, seed)
@@ -101,7 +120,6 @@ def test_under_privacy_emptying_one_client_moves_no_bit_of_anothers_integers(hid
         return to_grid(_train(kernel, weights, chunk), grid, rounding.generator(), lambda row: rounding.derive("again", row).generator())
 
     chunk = _chunk(sizes, algorithm, 9, 4, seed)
-    emptied = data.draw(st.integers(0, len(sizes) - 1))
     without = [ClientBatches(c.features[:0], c.labels[:0], c.steps[:0, :0]) if k == emptied else c for k, c in enumerate(chunk)]
     others = [k for k in range(len(sizes)) if k != emptied]
     assert (integers(chunk)[others] == integers(without)[others]).all()
