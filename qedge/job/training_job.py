@@ -173,9 +173,9 @@ class TrainingJob(Part):
 
     def _check_examples(self) -> None:
         """What has no bound, or no meaning, when each row is protected by itself."""
-        if self.data.scale == "local":
+        if self.data.scale not in ("none", "given"):
             raise PrivacyError(
-                "data: 'scale: local' lets one row move all others of its client, and 'unit: example' bounds each by itself; "
+                f"data: 'scale: {self.data.scale}' lets one row move all others of its client, and 'unit: example' bounds each by itself; "
                 "accepted: 'scale: given' with public ranges, or 'none'"
             )
         if self.privacy is not None and self.privacy.noise is not None:
