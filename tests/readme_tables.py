@@ -13,8 +13,9 @@ from pydantic import BaseModel
 from qedge.cli import main
 from qedge.config import Settings
 from qedge.errors import QEdgeError
-from qedge.job import TrainingJob
+from qedge.job import Query, TrainingJob
 from qedge.job.part import NOW
+from qedge.job.statistics import Statistic
 from qedge.monitoring.metrics import METRICS
 
 README = Path(__file__).parent.parent / "README.md"
@@ -59,19 +60,31 @@ def _settings() -> str:
 
 
 def _job() -> str:
-    def walk(part: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
-        for name, field in part.model_fields.items():
-            kinds = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if isinstance(kind, type)]
-            inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-            if inner is not None:
-                yield from walk(inner, f"{prefix}{name}.")
-                continue
-            values = NOW.get(prefix + name) or next((typing.get_args(kind) for kind in [field.annotation] if _is_literal(kind)), ())
-            default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
-            said = [field.description or "", f"one of {', '.join(map(str, sorted(values)))}" if values else ""]
-            yield f"`{prefix}{name}`", default, "; ".join(part for part in said if part)
+    return _table(("key", "default", "what"), _keys(TrainingJob, ""))
 
-    return _table(("key", "default", "what"), walk(TrainingJob, ""))
+
+def _query() -> str:
+    def rows() -> Iterator[tuple[str, ...]]:
+        yield from (row for row in _keys(Query, "") if row[0] != "`statistics`")
+        for kind in typing.get_args(Statistic):
+            name = kind.model_fields["kind"].default
+            yield f"`kind: {name}`", "", (kind.__doc__ or "").strip().splitlines()[0]
+            yield from (row for row in _keys(kind, f"{name}: ") if not row[0].endswith(" kind`"))
+
+    return _table(("key", "default", "what"), rows())
+
+
+def _keys(part: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
+    for name, field in part.model_fields.items():
+        kinds = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if isinstance(kind, type)]
+        inner = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if inner is not None:
+            yield from _keys(inner, f"{prefix}{name}.")
+            continue
+        values = NOW.get(prefix + name) or next((typing.get_args(kind) for kind in [field.annotation] if _is_literal(kind)), ())
+        default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+        said = [field.description or "", f"one of {', '.join(map(str, sorted(values)))}" if values else ""]
+        yield f"`{prefix}{name}`", default, "; ".join(part for part in said if part)
 
 
 def _is_literal(kind: object) -> bool:
@@ -91,7 +104,7 @@ def _errors() -> str:
     return _table(("code", "exit", "meaning"), walk(QEdgeError))
 
 
-_TABLES = {"commands": _commands, "job": _job, "settings": _settings, "metrics": _metrics, "errors": _errors}
+_TABLES = {"commands": _commands, "job": _job, "query": _query, "settings": _settings, "metrics": _metrics, "errors": _errors}
 
 if __name__ == "__main__":
     README.write_text(render(README.read_text()))

@@ -138,14 +138,12 @@ class Inquiry:
         """The finished searches for heavy hitters, in the order they were asked for."""
         hunts = [Hunt(statistic) for statistic in self.query.hunts]
         for number in range(1, hunting_rounds(self.query) + 1):
-            going_on = [place for place, hunt in enumerate(hunts) if hunt.measurement is not None]
-            measured = [hunts[place].measurement for place in going_on]
+            going_on = {place: asked for place, hunt in enumerate(hunts) if (asked := hunt.measurement) is not None}
             if not going_on:
                 break
             charge = self.plan.hunting if self.plan else None
-            asked = [one for one in measured if one is not None]
             part = replace(charge, bounds=tuple(charge.bounds[place] for place in going_on)) if charge else None
-            encoder, found = self._measure(number, asked, part)
+            encoder, found = self._measure(number, list(going_on.values()), part)
             for place, scale in zip(going_on, encoder.scales, strict=True):
                 of_hunt = found[scale.measurement]
                 hunts[place] = hunts[place].after(of_hunt.values, of_hunt.deviation, encoder.step(scale))

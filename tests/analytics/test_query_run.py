@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,12 @@ from qedge.analytics.sums import LocalSums
 from qedge.config import Settings
 from qedge.data import built_in
 from qedge.errors import BudgetExceeded, CheckpointTampered, Fenced, InvalidConfig, InvalidPrivacy, ScopeConflict, UnknownRun, UnknownScope
-from qedge.federated.run_folder import RunFolder, run_ids
+from qedge.federated.run_folder import Json, RunFolder, run_ids
 from qedge.job import TrainingJob
 from qedge.privacy.statement import statement
 from qedge.records import Records
 from qedge.runs.preparation import prepare
-from qedge.runs.query_preparation import prepare_query, recorded_plan, reopen_query
+from qedge.runs.query_preparation import population_of, prepare_query, prints_of, recorded_plan, reopen_query
 from qedge.runs.querying import Inquiry, complete_query
 from tests.analytics.populations import query_of
 
@@ -45,6 +46,12 @@ def _inquiry(settings: Settings, folder: RunFolder, records: Records | None = No
     return Inquiry(folder, records or Records.open(settings.home), LocalSums)
 
 
+def _answered(settings: Settings, **asked: Any) -> tuple[str, Json]:
+    """A query carried out, and not published: its run and result."""
+    folder = prepare_query(query_of(*asked.pop("statistics", STATISTICS), **asked), settings)
+    return folder.run, complete_query(_inquiry(settings, folder))
+
+
 def test_without_privacy_the_answers_are_those_of_the_rows_and_the_ledger_has_it_on_record(settings: Settings):
     known = built_in.read("wine")
     alcohol = known.features[:, 0].astype(np.float64)
@@ -64,7 +71,8 @@ def test_without_privacy_the_answers_are_those_of_the_rows_and_the_ledger_has_it
 
 
 def test_the_cap_on_rows_holds_without_privacy_too(settings: Settings):
-    values = [query(query_of(privacy="none", max_rows=most), backend="serial", settings=settings).lines()[0].value for most in (1, 2, 178)]
+    results = [_answered(settings, statistics=[{"kind": "count"}], privacy="none", max_rows=most)[1] for most in (1, 2, 178)]
+    values = [result["answers"][0]["estimates"][0]["value"] for result in results]
     assert values[0] < values[1] < values[2] == 178
     assert values[0] <= 40
 
@@ -92,24 +100,24 @@ def test_a_private_query_is_held_whole_and_charged_round_by_round(settings: Sett
 
 
 def test_the_result_says_what_it_cost_and_what_is_public_by_declaration(settings: Settings):
-    result = query(query_of(*STATISTICS), backend="serial", settings=settings)
-    told = json.loads(json.dumps(result.plain()))["statement"]
+    result = _answered(settings)[1]
+    told = json.loads(json.dumps(result))["statement"]
     assert {"epsilon", "delta", "adversary", "max_rows", "public_by_declaration", "unit", "relation", "releases"} <= told.keys()
     for release in told["releases"]:
         assert release["noise_multiplier"] == pytest.approx(release["noise_std"] / release["sensitivity"])
         assert release["sensitivity"] ** 2 == pytest.approx(release["sensitivity_squared"])
-    assert "Sampling error is not included" in result.intervals
+    assert "Sampling error is not included" in result["intervals"]
 
 
 def test_all_rounds_cost_what_was_planned_when_none_is_left_out(settings: Settings):
-    result = query(query_of({"kind": "count"}, {"kind": "mean", **ALCOHOL}), backend="serial", settings=settings)
-    plan = recorded_plan(RunFolder.open(settings.home, result.run_id))
-    assert result.epsilon == pytest.approx(plan.epsilon)
-    assert result.epsilon == pytest.approx(8, rel=1e-3)
+    run, result = _answered(settings, statistics=[{"kind": "count"}, {"kind": "mean", **ALCOHOL}])
+    plan = recorded_plan(RunFolder.open(settings.home, run))
+    assert result["statement"]["epsilon"] == pytest.approx(plan.epsilon)
+    assert result["statement"]["epsilon"] == pytest.approx(8, rel=1e-3)
 
 
 def test_a_query_that_does_not_fit_is_refused_before_anything_is_computed(settings: Settings):
-    query(query_of(privacy={"epsilon": 3, "delta": 1e-3}), backend="serial", settings=settings)
+    prepare_query(query_of(privacy={"epsilon": 3, "delta": 1e-3}), settings)
     before = Records.open(settings.home).ledger.head()
     with pytest.raises(BudgetExceeded):
         query(query_of(*STATISTICS, privacy={"epsilon": 2, "delta": 1e-3}), backend="serial", settings=settings)
@@ -120,7 +128,7 @@ def test_a_query_that_does_not_fit_is_refused_before_anything_is_computed(settin
 
 
 def test_queries_and_jobs_on_the_same_rows_draw_on_one_budget(settings: Settings, make_job: Callable[..., TrainingJob]):
-    train(make_job(rounds=1, privacy={"epsilon": 3}), backend="serial", settings=settings)
+    prepare(make_job(rounds=1, privacy={"epsilon": 3}), settings)
     with pytest.raises(ScopeConflict):
         query(query_of(privacy="none"), backend="serial", settings=settings)
     with pytest.raises(ScopeConflict):
@@ -130,7 +138,7 @@ def test_queries_and_jobs_on_the_same_rows_draw_on_one_budget(settings: Settings
     with pytest.raises(InvalidPrivacy, match="counts at delta"):
         query(query_of(privacy={"epsilon": 0.1, "delta": 1e-3}), backend="serial", settings=settings)
     Records.open(settings.home).ledger.set_budget("wine", epsilon=6, actor="officer")
-    assert query(query_of(privacy={"epsilon": 2, "delta": 0.01}), backend="serial", settings=settings).epsilon <= 2
+    assert _answered(settings, privacy={"epsilon": 2, "delta": 0.01}, statistics=[{"kind": "count"}])[1]["statement"]["epsilon"] <= 2
 
 
 def test_a_query_of_a_table_and_a_job_on_a_copy_of_it_draw_on_one_budget(
@@ -227,7 +235,7 @@ def test_a_cut_anywhere_releases_and_charges_every_round_once(
     released = second.records.ledger.releases(folder.run)
     assert set(released) == set(range(1, 10))
     assert {number: released[number] for number in seen} == seen
-    assert query(resume=folder.run, backend="serial", settings=settings).answers == result["answers"]
+    assert folder.finished() == result
     scope = second.records.ledger.scope("wine")
     assert scope.spent == pytest.approx(float(str(result["statement"]["epsilon"])))
     assert not any(scope.held.nanos)
@@ -290,10 +298,10 @@ def test_a_query_goes_on_only_with_the_data_it_was_prepared_on(settings: Setting
 
 
 def test_queries_and_jobs_are_told_apart_when_they_are_gone_on_with(settings: Settings, make_job: Callable[..., TrainingJob]):
-    asked = query(query_of(privacy="none"), backend="serial", settings=settings).run_id
+    asked = prepare_query(query_of(privacy="none"), settings).run
     with pytest.raises(UnknownRun, match="qedge query --resume"):
         train(resume=asked, backend="serial", settings=settings)
-    trained = train(make_job(rounds=1, privacy="none"), backend="serial", settings=settings).run_id
+    trained = prepare(make_job(rounds=1, privacy="none"), settings).run
     with pytest.raises(UnknownRun, match="qedge train --resume"):
         query(resume=trained, backend="serial", settings=settings)
     with pytest.raises(UnknownRun):
@@ -302,8 +310,8 @@ def test_queries_and_jobs_are_told_apart_when_they_are_gone_on_with(settings: Se
         query(backend="serial", settings=settings)
 
 
-def test_a_model_trained_on_rows_that_were_asked_about_without_privacy_says_so(settings: Settings, make_job: Callable[..., TrainingJob]):
-    asked = query(query_of(privacy="none"), backend="serial", settings=settings).run_id
-    result = train(make_job(rounds=1), backend="serial", settings=settings)
-    receipt = json.loads((settings.home / "runs" / result.run_id / "model" / "receipt.json").read_text())
-    assert asked in next(use["note"] for use in receipt["uses"] if use["what"] == "earlier runs without privacy")
+def test_rows_that_were_asked_about_without_privacy_are_known_to_have_been(settings: Settings):
+    """By which a receipt of a model that is trained on them names the run as not covered."""
+    run, _ = _answered(settings, privacy="none")
+    records = Records.open(settings.home)
+    assert records.ledger.runs_without_privacy(prints_of(population_of(query_of(max_rows=3)), records)) == (run,)
