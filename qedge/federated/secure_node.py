@@ -39,6 +39,9 @@ class Said:
     refused: str = ""
 
 
+STEPS = ("seal", "mask", "agree", "reveal")  # what clients that have joined may be asked
+
+
 class SecureParty(Protocol):
     """Whoever stands for the clients of secure sums, wherever they are."""
 
@@ -81,7 +84,13 @@ class SecureNode:
         return said
 
     def step(self, name: str, messages: Mapping[int, bytes]) -> list[Said]:
-        """What clients say to a message each, by client; name: of `SecureClient`'s steps."""
+        """What clients say to a message each, by client; name: of `SecureClient`'s steps.
+
+        Raises:
+            MessageRefused: there is no such step: whoever asks must not reach anything else of a client.
+        """
+        if name not in STEPS:
+            raise MessageRefused(f"there is no step '{name}'; accepted: {', '.join(STEPS)}", given=name)
         return [self._say(name, place, message) for place, message in messages.items() if place in self.at_work]
 
     def _say(self, name: str, place: int, message: bytes) -> Said:

@@ -1,0 +1,86 @@
+"""What the clients of a node refuse whoever coordinates them, and that an honest coordinator is answered all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from qedge.errors import MessageRefused
+from qedge.federated.secure_node import Said, SecureNode, Session
+from qedge.job import SecureAggregation
+from qedge.secure_aggregation.identity import EnrolmentAuthority
+from qedge.secure_aggregation.server import SecureServer
+from qedge.secure_aggregation.terms import Terms
+
+CLIENTS, LENGTH = 12, 3
+SECURE = SecureAggregation()
+VECTORS = {place: np.arange(LENGTH) + 10 * place for place in range(CLIENTS)}
+
+
+class Coordinator:
+    """Sums the vectors of some clients of a node as the protocol says; what a client refuses is kept."""
+
+    def __init__(self, node: SecureNode, authority: EnrolmentAuthority, places: Sequence[int] = range(CLIENTS)) -> None:
+        self.node, self.places, self.refusals = node, tuple(places), list[str]()
+        roster, (group,) = authority.roster(places), SECURE.groups(len(places))
+        terms = Terms(
+            run="run",
+            round=1,
+            attempt=1,
+            group=0,
+            roster=roster.digest(),
+            members=group.members,
+            threshold=group.threshold,
+            colluders=group.colluders,
+            server=SECURE.server,
+            bits=24,
+            length=LENGTH,
+            survivors=group.survivors,
+            noise="",
+        )
+        self.server = SecureServer(terms, roster)
+
+    def open(self) -> Coordinator:
+        session = Session(0, self.places, self.server.announcement())
+        self._take(self.node.open({place: VECTORS[place] for place in self.places}, [session], None))
+        return self
+
+    def total(self) -> list[int]:
+        """From sealing to the sum."""
+        self._step("seal", self._to_all(self.server.directory()))
+        self._step("mask", {self.places[member]: message for member, message in self.server.deliveries().items()})
+        self._step("agree", self._to_all(self.server.survivors()))
+        self._step("reveal", self._to_all(self.server.agreements()))
+        return self.server.total()[0].tolist()
+
+    def _to_all(self, message: bytes) -> dict[int, bytes]:
+        return dict.fromkeys(self.places, message)
+
+    def _step(self, name: str, messages: dict[int, bytes]) -> None:
+        self._take(self.node.step(name, messages))
+
+    def _take(self, said: Sequence[Said]) -> None:
+        for one in said:
+            if one.refused:
+                self.refusals.append(one.refused)
+            else:
+                self.server.take(one.message)
+
+
+@pytest.fixture
+def authority() -> EnrolmentAuthority:
+    found = EnrolmentAuthority("simulated", bytes(32))
+    found.enrol_simulated(CLIENTS)
+    return found
+
+
+@pytest.mark.parametrize("name", ["_seal", "_agree", "_reveal", "_shares", "_join", "join", "step", "__init__", "open", ""])
+def test_a_client_is_asked_the_protocol_s_steps_and_nothing_else_of_it(authority: EnrolmentAuthority, name: str):
+    """A second, unguarded `_seal` would seal its secrets to keys of the coordinator's choice; what it was asked changes nothing."""
+    node = SecureNode(authority.provision(), SECURE)
+    coordinator = Coordinator(node, authority).open()
+    with pytest.raises(MessageRefused, match="accepted: seal, mask, agree, reveal"):
+        node.step(name, {7: b"\x90"})
+    assert coordinator.total() == sum(VECTORS.values()).tolist()
