@@ -91,23 +91,29 @@ class Policy:
 
 @dataclass
 class Memory:
-    """What a client remembers of the sessions it was in, by run: the last one it joined, and the last round in which it revealed shares."""
+    """What a client remembers of the sessions it was in, by run: the last one it joined, with whom, and the last round that it revealed."""
 
     joined: dict[str, tuple[int, int]] = field(default_factory=dict)
     revealed: dict[str, int] = field(default_factory=dict)
+    rosters: dict[str, bytes] = field(default_factory=dict)
 
     def join(self, terms: Terms) -> None:
-        """Refuse a session that was used, an older one, and another attempt at a round whose sum was opened.
+        """Refuse a session that was used, an older one, and another attempt at a round with others, or once its sum was opened.
+
+        Those who were not asked for shares do not know whether a sum was opened that has their vector in it. That it takes t of the same
+        members each time is what keeps it from being in another.
 
         Raises:
-            MessageRefused: the three.
+            MessageRefused: the four.
         """
         here = (terms.round, terms.attempt)
         if here <= self.joined.get(terms.run, (0, 0)):
             raise MessageRefused(f"round {terms.round}, attempt {terms.attempt} is no later than what this client took part in")
         if terms.round <= self.revealed.get(terms.run, 0):
             raise MessageRefused(f"shares of round {terms.round} were revealed; there is no other attempt at it", round=terms.round)
-        self.joined[terms.run] = here
+        if terms.round == self.joined.get(terms.run, (0, 0))[0] and terms.roster != self.rosters.get(terms.run, terms.roster):
+            raise MessageRefused(f"another attempt at round {terms.round} names other members", round=terms.round)
+        self.joined[terms.run], self.rosters[terms.run] = here, terms.roster
 
     def reveal(self, terms: Terms) -> None:
         """Remember that shares of this round leave; refuse it for a session that was left for a later one.

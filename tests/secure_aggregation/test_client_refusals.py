@@ -161,6 +161,8 @@ def test_a_used_session_an_older_one_and_another_attempt_after_a_sum_was_opened_
         client_of(0, there, memory).join(encode(Announcement(there, federation(3).roster())))
 
     join(round=2, attempt=2)
+    with pytest.raises(MessageRefused, match="another attempt at round 2 names other members"):
+        memory.join(replace(terms_of(3, round=2, attempt=3), roster=bytes(32)))
     for used in (
         {"round": 2, "attempt": 2},
         {"round": 2, "attempt": 2, "group": 1},
