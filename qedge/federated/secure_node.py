@@ -74,6 +74,7 @@ class SecureNode:
             self.secure.server,
             noise=share.words if share is not None else "",
             survivors=self.secure.survivors or self.secure.threshold,
+            honest=share.honest if share is not None else 0,
         )
         said = []
         for session in sessions:

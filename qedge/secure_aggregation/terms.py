@@ -49,7 +49,7 @@ class Policy:
     """What a client insists on; threshold and colluders: shares of the group's members.
 
     authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector; survivors: of how large a
-    share of the members a sum must be at least, for which that noise is sized.
+    share of the members a sum must be at least; honest: of how many members that do not collude, for whose noise together it is sized.
     """
 
     authority: bytes
@@ -59,6 +59,7 @@ class Policy:
     least_members: int = LEAST_MEMBERS
     noise: str = ""
     survivors: float = 0.0
+    honest: int = 0
 
     def check(self, terms: Terms, roster: Roster) -> None:
         """Refuse a session below this policy.
@@ -69,11 +70,13 @@ class Policy:
         roster.check(self.authority)
         if terms.roster != roster.digest() or terms.members != len(roster.places):
             raise MessageRefused("the roster is not the one that the session names")
+        colluders = colluders_of(terms.members, self.colluders)
         least = {
             "members": (terms.members, self.least_members),
             "threshold": (terms.threshold, threshold_of(terms.members, self.threshold)),
-            "colluders": (terms.colluders, colluders_of(terms.members, self.colluders)),
+            "colluders": (terms.colluders, colluders),
             "survivors": (terms.survivors, max(terms.threshold, threshold_of(terms.members, self.survivors))),
+            "survivors that do not collude": (terms.survivors - colluders, self.honest),
         }
         for name, (given, accepted) in least.items():
             if given < accepted:

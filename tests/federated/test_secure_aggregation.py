@@ -131,6 +131,7 @@ def test_noise_is_sized_for_the_smallest_group_and_the_fewest_survivors(make_job
     split = plan_guarantee(make_job(**{**PRIVATE, "secure_aggregation": {"group_size": 7}}), 30, 42, None)
     sure = plan_guarantee(make_job(**{**PRIVATE, "secure_aggregation": {"survivors": 1.0}}), 30, 42, None)
     assert [g.honest for g in (one, split, sure)] == [6, 3, 9]
+    assert [g.share.honest for g in (one, split, sure) if g.share] == [6, 3, 9]
     assert one.variance == pytest.approx(split.variance, rel=0.01)
     shares = [g.share.variance for g in (one, split, sure) if g.share]
     assert shares == pytest.approx([one.variance / 6, one.variance / 3, one.variance / 9], rel=0.01)

@@ -10,6 +10,7 @@ import pytest
 from qedge.errors import MessageRefused
 from qedge.federated.secure_node import Said, SecureNode, Session
 from qedge.job import SecureAggregation
+from qedge.privacy.noise_share import NoiseShare
 from qedge.secure_aggregation.identity import EnrolmentAuthority
 from qedge.secure_aggregation.server import SecureServer
 from qedge.secure_aggregation.terms import Terms
@@ -22,8 +23,9 @@ VECTORS = {place: np.arange(LENGTH) + 10 * place for place in range(CLIENTS)}
 class Coordinator:
     """Sums the vectors of some clients of a node as the protocol says; what a client refuses is kept."""
 
-    def __init__(self, node: SecureNode, authority: EnrolmentAuthority, places: Sequence[int] = range(CLIENTS)) -> None:
-        self.node, self.places, self.refusals = node, tuple(places), list[str]()
+    def __init__(self, node: SecureNode, authority: EnrolmentAuthority, share: NoiseShare | None = None, members: int = CLIENTS) -> None:
+        places = range(members)
+        self.node, self.places, self.share, self.refusals = node, tuple(places), share, list[str]()
         roster, (group,) = authority.roster(places), SECURE.groups(len(places))
         terms = Terms(
             run="run",
@@ -38,13 +40,13 @@ class Coordinator:
             bits=24,
             length=LENGTH,
             survivors=group.survivors,
-            noise="",
+            noise=share.words if share is not None else "",
         )
         self.server = SecureServer(terms, roster)
 
     def open(self) -> Coordinator:
         session = Session(0, self.places, self.server.announcement())
-        self._take(self.node.open({place: VECTORS[place] for place in self.places}, [session], None))
+        self._take(self.node.open({place: VECTORS[place] for place in self.places}, [session], self.share))
         return self
 
     def total(self) -> list[int]:
@@ -84,3 +86,14 @@ def test_a_client_is_asked_the_protocol_s_steps_and_nothing_else_of_it(authority
     with pytest.raises(MessageRefused, match="accepted: seal, mask, agree, reveal"):
         node.step(name, {7: b"\x90"})
     assert coordinator.total() == sum(VECTORS.values()).tolist()
+
+
+def test_a_client_adds_its_share_of_noise_to_no_sum_with_fewer_shares_than_it_is_one_of(authority: EnrolmentAuthority):
+    """A group of three satisfies every threshold as a share of its members; two shares of noise would hide what six were sized for."""
+    (group,) = SECURE.groups(CLIENTS)
+    share = NoiseShare("discrete-gaussian", 100, honest=group.honest)
+    planned = Coordinator(SecureNode(authority.provision(), SECURE), authority, share).open()
+    assert planned.refusals == []
+    planned.total()
+    small = Coordinator(SecureNode(authority.provision(), SECURE), authority, share, members=3).open()
+    assert small.refusals == ["survivors that do not collude: 2 announced; this client's policy accepts 6 at least"] * 3
