@@ -53,10 +53,18 @@ class SecureParty(Protocol):
 
 
 class SecureNode:
-    """Stands for the clients of one node, in one session each at a time."""
+    """Stands for the clients of one node, in one session each at a time; run, rounds: see `Policy`."""
 
-    def __init__(self, provision: Provision, secure: SecureAggregation, noise: NoiseSource | None = None) -> None:
-        self.provision, self.secure = provision, secure
+    def __init__(
+        self,
+        provision: Provision,
+        secure: SecureAggregation,
+        noise: NoiseSource | None = None,
+        *,
+        run: str | None = None,
+        rounds: int | None = None,
+    ) -> None:
+        self.provision, self.secure, self.run, self.rounds = provision, secure, run, rounds
         self.noise = noise or SystemNoise()
         self.memories: dict[int, Memory] = {}
         self.identities: dict[int, Identity] = {}
@@ -75,6 +83,8 @@ class SecureNode:
             noise=share.words if share is not None else "",
             survivors=self.secure.survivors or self.secure.threshold,
             honest=share.honest if share is not None else 0,
+            run=self.run,
+            rounds=self.rounds,
         )
         said = []
         for session in sessions:

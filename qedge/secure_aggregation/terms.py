@@ -49,7 +49,8 @@ class Policy:
     """What a client insists on; threshold and colluders: shares of the group's members.
 
     authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector; survivors: of how large a
-    share of the members a sum must be at least; honest: of how many members that do not collude, for whose noise together it is sized.
+    share of the members a sum must be at least; honest: of how many members that do not collude, for whose noise together it is sized;
+    run, rounds: the only run it takes part in, and how many rounds of it there are, where it was told.
     """
 
     authority: bytes
@@ -60,6 +61,8 @@ class Policy:
     noise: str = ""
     survivors: float = 0.0
     honest: int = 0
+    run: str | None = None
+    rounds: int | None = None
 
     def check(self, terms: Terms, roster: Roster) -> None:
         """Refuse a session below this policy.
@@ -70,6 +73,10 @@ class Policy:
         roster.check(self.authority)
         if terms.roster != roster.digest() or terms.members != len(roster.places):
             raise MessageRefused("the roster is not the one that the session names")
+        if self.run is not None and terms.run != self.run:
+            raise MessageRefused(f"run: '{terms.run}' announced; this client takes part in '{self.run}'", given=terms.run)
+        if self.rounds is not None and terms.round > self.rounds:
+            raise MessageRefused(f"round {terms.round} announced; this client takes part in {self.rounds}", given=terms.round)
         colluders = colluders_of(terms.members, self.colluders)
         least = {
             "members": (terms.members, self.least_members),

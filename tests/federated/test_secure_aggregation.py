@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from qedge.federated.client import FederatedClient
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import SumLost
 from qedge.federated.guarantee import Guarantee, read_guarantee
-from qedge.federated.messages import ClientSpec
+from qedge.federated.messages import Broadcast, Chunk, ClientSpec
 from qedge.federated.planning import plan_guarantee
 from qedge.federated.release import build_mechanism
 from qedge.federated.run_folder import RunFolder
@@ -242,6 +243,18 @@ def test_a_coordinator_that_is_cut_off_anywhere_charges_each_round_once(
     after = Records.open(settings.home).ledger.releases(folder.run)
     assert sorted(after) == [1, 2, 3, 4]
     assert {number: after[number] for number in charged} == charged
+
+
+def test_the_clients_of_a_run_are_in_no_sum_that_goes_by_another_run_or_past_its_last_round(settings: Settings, make_job: Make):
+    coordinator = Coordinator(prepare(make_job(**PRIVATE), settings), Records.open(settings.home), local_workers, lambda event: None)
+    state, charged = coordinator._restore(), list[str]()
+    assert coordinator.secure is not None
+    for secure, number in ((replace(coordinator.secure, run="other"), 1), (coordinator.secure, coordinator.job.rounds + 1)):
+        broadcast = Broadcast(number, state.weights)
+        chunks = [Chunk(clients) for clients in coordinator.cohorts.of(broadcast)]
+        with pytest.raises(RoundFailed, match=r"a client said: .* this client takes part in"):
+            secure.of_round(broadcast, chunks, coordinator.workers, 60.0, charged.append)
+    assert charged == []
 
 
 def test_the_released_sum_is_empty_and_moves_nothing_where_it_was_lost(make_job: Make):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ VECTORS = {place: np.arange(LENGTH) + 10 * place for place in range(CLIENTS)}
 class Coordinator:
     """Sums the vectors of some clients of a node as the protocol says; what a client refuses is kept."""
 
-    def __init__(self, node: SecureNode, authority: EnrolmentAuthority, share: NoiseShare | None = None, members: int = CLIENTS) -> None:
+    def __init__(
+        self, node: SecureNode, authority: EnrolmentAuthority, share: NoiseShare | None = None, members: int = CLIENTS, **named: Any
+    ) -> None:
         places = range(members)
         self.node, self.places, self.share, self.refusals = node, tuple(places), share, list[str]()
         roster, (group,) = authority.roster(places), SECURE.groups(len(places))
@@ -42,7 +46,7 @@ class Coordinator:
             survivors=group.survivors,
             noise=share.words if share is not None else "",
         )
-        self.server = SecureServer(terms, roster)
+        self.server = SecureServer(replace(terms, **named), roster)
 
     def open(self) -> Coordinator:
         session = Session(0, self.places, self.server.announcement())
@@ -97,3 +101,13 @@ def test_a_client_adds_its_share_of_noise_to_no_sum_with_fewer_shares_than_it_is
     planned.total()
     small = Coordinator(SecureNode(authority.provision(), SECURE), authority, share, members=3).open()
     assert small.refusals == ["survivors that do not collude: 2 announced; this client's policy accepts 6 at least"] * 3
+
+
+def test_the_clients_of_a_run_are_in_as_many_sums_as_it_has_rounds_whatever_it_is_called(authority: EnrolmentAuthority):
+    node = SecureNode(authority.provision(), SECURE, run="run", rounds=2)
+    for number in (1, 2):
+        assert Coordinator(node, authority, round=number).open().total() == sum(VECTORS.values()).tolist()
+    more = Coordinator(node, authority, round=3).open()
+    renamed = Coordinator(node, authority, run="other").open()
+    assert more.refusals == ["round 3 announced; this client takes part in 2"] * CLIENTS
+    assert renamed.refusals == ["run: 'other' announced; this client takes part in 'run'"] * CLIENTS

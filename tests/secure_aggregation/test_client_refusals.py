@@ -72,6 +72,8 @@ def swapped(content: bytes, size: int, place: int, by: bytes) -> bytes:
         ({"threshold": 0.81}, "threshold: 4 announced; this client's policy accepts 5 at least"),
         ({"colluders": 0.4}, "colluders: 1 announced; .* accepts 2"),
         ({"survivors": 1.0}, "survivors: 4 announced; .* accepts 5"),
+        ({"run": "another"}, "run: 'run' announced; this client takes part in 'another'"),
+        ({"rounds": 0}, "round 1 announced; this client takes part in 0"),
         ({"honest": 4}, "survivors that do not collude: 3 announced; .* accepts 4"),
         ({"noise": "Skellam, 3 grid units"}, "noise: '' announced; this client adds 'Skellam, 3 grid units'"),
         ({"authority": bytes(32)}, "not signed by the authority"),
