@@ -127,6 +127,18 @@ def test_the_receipt_names_each_adversary_and_the_ledger_is_charged_the_stronges
     assert receipt.mechanism.variance == 6 * share.variance
 
 
+def test_the_receipt_names_the_group_that_its_noise_is_counted_in(settings: Settings, make_job: Make):
+    """Of nine in groups of five and four: 4 of 5 survive and 2 may collude, of four all survive and 1 may."""
+    secure = {"group_size": 5, "threshold": 0.8, "colluders": 0.25}
+    cohort = {"sampling": "uniform", "rate": None, "size": 9}
+    job = make_job(cohort=cohort, secure_aggregation=secure, rounds=1)
+    result = train(job, backend="serial", settings=settings)
+    mechanism = Receipt.read(settings.home / "runs" / result.run_id / "model" / "receipt.json").mechanism
+    assert mechanism is not None
+    assert mechanism.share is not None
+    assert (mechanism.share.group, mechanism.share.threshold, mechanism.share.colluders, mechanism.share.counted) == (5, 4, 2, 2)
+
+
 def test_noise_is_sized_for_the_smallest_group_and_the_fewest_survivors(make_job: Make):
     one = plan_guarantee(make_job(**PRIVATE), 30, 42, None)
     split = plan_guarantee(make_job(**{**PRIVATE, "secure_aggregation": {"group_size": 7}}), 30, 42, None)
