@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.client_workers import ATTEMPTS, LOST
-from actors.enrolment_authority import EnrolmentAuthorityActor
+from actors.enrolment_authority import EnrolmentAuthorityActor, roster_of
 from actors.federated_client import told
 from actors.reservation import CPUS_OF_AN_ACTOR
 from actors.secure_calls import SecureCalls
@@ -66,7 +66,7 @@ class RaySums:
 
     def roster(self, clients: Sequence[int]) -> Roster:
         """See `SecureParty.roster`."""
-        return ray.get(self.authority.roster.remote(clients))
+        return roster_of(self.authority, clients)
 
     def secure_open(self, encoder: Encoder, sessions: Sequence[Session], share: NoiseShare | None, deadline_s: float) -> list[Said]:
         """See `VectorSums.secure_open`; who dies, or is not done by the deadline, says nothing, then and in all that follows."""

@@ -22,7 +22,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.direct_line import BROKEN, DirectLine, Errand
-from actors.enrolment_authority import EnrolmentAuthorityActor
+from actors.enrolment_authority import EnrolmentAuthorityActor, roster_of
 from actors.federated_client import FederatedClientActor, told
 from actors.secure_calls import SecureCalls
 from qedge.data.federation import Rows
@@ -234,7 +234,7 @@ class RayWorkers:
 
     def roster(self, clients: Sequence[int]) -> Roster:
         """See `Workers.roster`."""
-        return ray.get(self.authority.roster.remote(clients))
+        return roster_of(self.authority, clients)
 
     def secure_open(
         self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session], deadline_s: float

@@ -9,7 +9,10 @@ import os
 from collections.abc import Sequence
 
 import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
+from qedge.errors import RoundFailed
 from qedge.secure_aggregation.identity import EnrolmentAuthority, Provision, Roster
 
 
@@ -28,3 +31,15 @@ class EnrolmentAuthorityActor:
     def roster(self, clients: Sequence[int]) -> Roster:
         """See `EnrolmentAuthority.roster`."""
         return self.authority.roster(clients)
+
+
+def roster_of(authority: ActorHandle, clients: Sequence[int]) -> Roster:
+    """See `EnrolmentAuthority.roster`.
+
+    Raises:
+        RoundFailed: the authority is gone, and with it who its clients are.
+    """
+    try:
+        return ray.get(authority.roster.remote(clients))
+    except RayActorError:
+        raise RoundFailed("the enrolment authority was lost; resume, and its clients are enrolled anew") from None

@@ -172,7 +172,7 @@ def _in_shares(plan: QueryPlan, query: Query, groups: Sequence[Group]) -> QueryP
         allowed, variance = charge.cost.at(plan.order), -(-charge.variance // honest)
         while (cost := NoiseShare(SHARED, variance).cost(charge.sensitivity_squared, dimensions, honest)).at(plan.order) > allowed:
             variance += variance // 10**6 + 1
-        return Charge(charge.bounds, variance * honest, cost, NoiseShare(SHARED, variance))
+        return Charge(charge.bounds, variance * honest, cost, NoiseShare(SHARED, variance, honest))
 
     return replace(plan, once=shared(plan.once, _widest(query)[0] or 1), hunting=shared(plan.hunting, _widest(query)[1] or 1))
 
@@ -225,8 +225,8 @@ def _off(charge: Charge) -> float:
 def _read_charge(value: JsonValue) -> Charge | None:
     if not isinstance(value, dict):
         return None
-    share = NoiseShare.read(value["share"])
-    return Charge(_whole(value["bounds"]), int(str(value["variance"])), RenyiCost(_whole(value["cost"])), share)
+    variance = int(str(value["variance"]))
+    return Charge(_whole(value["bounds"]), variance, RenyiCost(_whole(value["cost"])), NoiseShare.read(value["share"], variance))
 
 
 def _whole(values: JsonValue) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ class Data(_Part):
 class Share(_Part):
     """What each client of a secure sum adds. variance: of one share, in grid units squared; counted: shares that the guarantee counts on.
 
-    group: members of the smallest group, with its threshold and the colluders that it stands.
+    group: members of the group with the fewest such shares, with its threshold and the colluders that it stands.
     """
 
     distribution: str

@@ -90,6 +90,8 @@ class Coordinator:
             seed=self.job.seed,
             secure=self.job.secure_aggregation,
             share=self.guarantee.share if self.guarantee else None,
+            run=folder.run,
+            rounds=self.job.rounds,
             rotated=self.guarantee.rotated if self.guarantee else False,
             examples=self.guarantee.noisy_steps if self.guarantee else None,
         )

@@ -224,7 +224,7 @@ def read_guarantee(values: dict[str, JsonValue]) -> Guarantee:
         count_weight=int(str(values["count_weight"])),
         strategy=_whole(values["strategy"]),
         separation=int(str(values["separation"])),
-        share=NoiseShare.read(share),
+        share=NoiseShare.read(share, int(str(values["variance"]))),
         honest=int(str(values["honest"])),
         opened=(int(str(opened[0])), int(str(opened[1]))) if isinstance(opened, list) else (0, 0),
         ring_bits=int(str(values["ring_bits"])),

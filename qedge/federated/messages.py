@@ -32,6 +32,8 @@ class ClientSpec:
     seed: int
     secure: SecureAggregation | None = None
     share: NoiseShare | None = None  # under secure aggregation: what each client adds to its own integers
+    run: str | None = None  # under secure aggregation: the only one that clients take part in, where that is said
+    rounds: int | None = None  # and in how many rounds of it at most
     rotated: bool = False  # its updates are rotated before they are rounded
     examples: NoisySteps | None = None  # what clients do in a round of DP-SGD
 

@@ -128,7 +128,7 @@ def _shared(job: TrainingJob, privacy: Privacy, grid: Grid, secure: SecureAggreg
         weight = _count_weight(grid, calibrated.variance * honest, float(job.cohort.size or 1))
         calibrated = fit(weight)
     squared, length = grid.sensitivity_squared + weight**2, grid.params + (1 if weight else 0)
-    share = NoiseShare(kind, calibrated.variance)
+    share = NoiseShare(kind, calibrated.variance, honest)
     noise = share.reach(most, length, WRAPS)
     rotated = rotation_pays(grid.params, grid.sensitivity_squared, most, noise, chance=WRAPS)
     signal = max(signal_reach(grid.params, grid.sensitivity_squared, most, rotated=rotated, chance=WRAPS), most * weight)

@@ -39,6 +39,9 @@ class Said:
     refused: str = ""
 
 
+STEPS = ("seal", "mask", "agree", "reveal")  # what clients that have joined may be asked
+
+
 class SecureParty(Protocol):
     """Whoever stands for the clients of secure sums, wherever they are."""
 
@@ -50,10 +53,18 @@ class SecureParty(Protocol):
 
 
 class SecureNode:
-    """Stands for the clients of one node, in one session each at a time."""
+    """Stands for the clients of one node, in one session each at a time; run, rounds: see `Policy`."""
 
-    def __init__(self, provision: Provision, secure: SecureAggregation, noise: NoiseSource | None = None) -> None:
-        self.provision, self.secure = provision, secure
+    def __init__(
+        self,
+        provision: Provision,
+        secure: SecureAggregation,
+        noise: NoiseSource | None = None,
+        *,
+        run: str | None = None,
+        rounds: int | None = None,
+    ) -> None:
+        self.provision, self.secure, self.run, self.rounds = provision, secure, run, rounds
         self.noise = noise or SystemNoise()
         self.memories: dict[int, Memory] = {}
         self.identities: dict[int, Identity] = {}
@@ -71,6 +82,9 @@ class SecureNode:
             self.secure.server,
             noise=share.words if share is not None else "",
             survivors=self.secure.survivors or self.secure.threshold,
+            honest=share.honest if share is not None else 0,
+            run=self.run,
+            rounds=self.rounds,
         )
         said = []
         for session in sessions:
@@ -81,7 +95,13 @@ class SecureNode:
         return said
 
     def step(self, name: str, messages: Mapping[int, bytes]) -> list[Said]:
-        """What clients say to a message each, by client; name: of `SecureClient`'s steps."""
+        """What clients say to a message each, by client; name: of `SecureClient`'s steps.
+
+        Raises:
+            MessageRefused: there is no such step: whoever asks must not reach anything else of a client.
+        """
+        if name not in STEPS:
+            raise MessageRefused(f"there is no step '{name}'; accepted: {', '.join(STEPS)}", given=name)
         return [self._say(name, place, message) for place, message in messages.items() if place in self.at_work]
 
     def _say(self, name: str, place: int, message: bytes) -> Said:

@@ -17,7 +17,7 @@ class SecureTraining:
     """Stands for every client whose rows a `FederatedClient` was given."""
 
     def __init__(self, client: FederatedClient, secure: SecureAggregation, provision: Provision) -> None:
-        self.client, self.node = client, SecureNode(provision, secure)
+        self.client, self.node = client, SecureNode(provision, secure, run=client.spec.run, rounds=client.spec.rounds)
         self.trained: tuple[int, dict[int, np.ndarray]] = (0, {})
 
     def open(self, broadcast: Broadcast, chunks: Sequence[Chunk], sessions: Sequence[Session]) -> tuple[list[Said], dict[int, str]]:

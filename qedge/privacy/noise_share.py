@@ -14,17 +14,20 @@ from qedge.privacy.mechanisms import NoiseKind, NoiseSource, noise_of, sample_sh
 
 @dataclass(frozen=True)
 class NoiseShare:
-    """kind: discrete-gaussian or skellam; variance: of one client's share on each entry, in grid units squared."""
+    """kind: discrete-gaussian or skellam; variance: of one client's share on each entry, in grid units squared; honest: of how many that
+    do not collude it is one, at least, in a sum: with fewer it is not what protects."""
 
     kind: NoiseKind
     variance: int
+    honest: int = 1
 
     @classmethod
-    def read(cls, value: object) -> NoiseShare | None:
-        """The share that a record has as kind and variance, or None."""
+    def read(cls, value: object, total: int) -> NoiseShare | None:
+        """The share that a record has as kind and variance, or None; total: the variance of all that are counted on."""
         if not isinstance(value, list):
             return None
-        return cls("skellam" if value[0] == "skellam" else "discrete-gaussian", int(str(value[1])))
+        variance = int(str(value[1]))
+        return cls("skellam" if value[0] == "skellam" else "discrete-gaussian", variance, total // variance)
 
     @property
     def words(self) -> str:

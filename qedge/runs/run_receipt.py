@@ -167,7 +167,7 @@ def _share(coordinator: Coordinator, guarantee: Guarantee) -> receipt.Share | No
     secure = coordinator.job.secure_aggregation
     if guarantee.share is None or secure is None:
         return None
-    group = secure.groups(coordinator.job.cohort.size or 0)[-1]
+    group = min(secure.groups(coordinator.job.cohort.size or 0), key=lambda group: group.honest)
     return receipt.Share(
         distribution=guarantee.share.kind,
         variance=guarantee.share.variance,

@@ -49,7 +49,8 @@ class Policy:
     """What a client insists on; threshold and colluders: shares of the group's members.
 
     authority: the enrolment authority's public key, known from elsewhere; noise: what it will add to its vector; survivors: of how large a
-    share of the members a sum must be at least, for which that noise is sized.
+    share of the members a sum must be at least; honest: of how many members that do not collude, for whose noise together it is sized;
+    run, rounds: the only run it takes part in, and how many rounds of it there are, where it was told.
     """
 
     authority: bytes
@@ -59,6 +60,9 @@ class Policy:
     least_members: int = LEAST_MEMBERS
     noise: str = ""
     survivors: float = 0.0
+    honest: int = 0
+    run: str | None = None
+    rounds: int | None = None
 
     def check(self, terms: Terms, roster: Roster) -> None:
         """Refuse a session below this policy.
@@ -69,11 +73,17 @@ class Policy:
         roster.check(self.authority)
         if terms.roster != roster.digest() or terms.members != len(roster.places):
             raise MessageRefused("the roster is not the one that the session names")
+        if self.run is not None and terms.run != self.run:
+            raise MessageRefused(f"run: '{terms.run}' announced; this client takes part in '{self.run}'", given=terms.run)
+        if self.rounds is not None and terms.round > self.rounds:
+            raise MessageRefused(f"round {terms.round} announced; this client takes part in {self.rounds}", given=terms.round)
+        colluders = colluders_of(terms.members, self.colluders)
         least = {
             "members": (terms.members, self.least_members),
             "threshold": (terms.threshold, threshold_of(terms.members, self.threshold)),
-            "colluders": (terms.colluders, colluders_of(terms.members, self.colluders)),
+            "colluders": (terms.colluders, colluders),
             "survivors": (terms.survivors, max(terms.threshold, threshold_of(terms.members, self.survivors))),
+            "survivors that do not collude": (terms.survivors - colluders, self.honest),
         }
         for name, (given, accepted) in least.items():
             if given < accepted:
@@ -91,23 +101,29 @@ class Policy:
 
 @dataclass
 class Memory:
-    """What a client remembers of the sessions it was in, by run: the last one it joined, and the last round in which it revealed shares."""
+    """What a client remembers of the sessions it was in, by run: the last one it joined, with whom, and the last round that it revealed."""
 
     joined: dict[str, tuple[int, int]] = field(default_factory=dict)
     revealed: dict[str, int] = field(default_factory=dict)
+    rosters: dict[str, bytes] = field(default_factory=dict)
 
     def join(self, terms: Terms) -> None:
-        """Refuse a session that was used, an older one, and another attempt at a round whose sum was opened.
+        """Refuse a session that was used, an older one, and another attempt at a round with others, or once its sum was opened.
+
+        Those who were not asked for shares do not know whether a sum was opened that has their vector in it. That it takes t of the same
+        members each time is what keeps it from being in another.
 
         Raises:
-            MessageRefused: the three.
+            MessageRefused: the four.
         """
         here = (terms.round, terms.attempt)
         if here <= self.joined.get(terms.run, (0, 0)):
             raise MessageRefused(f"round {terms.round}, attempt {terms.attempt} is no later than what this client took part in")
         if terms.round <= self.revealed.get(terms.run, 0):
             raise MessageRefused(f"shares of round {terms.round} were revealed; there is no other attempt at it", round=terms.round)
-        self.joined[terms.run] = here
+        if terms.round == self.joined.get(terms.run, (0, 0))[0] and terms.roster != self.rosters.get(terms.run, terms.roster):
+            raise MessageRefused(f"another attempt at round {terms.round} names other members", round=terms.round)
+        self.joined[terms.run], self.rosters[terms.run] = here, terms.roster
 
     def reveal(self, terms: Terms) -> None:
         """Remember that shares of this round leave; refuse it for a session that was left for a later one.

@@ -166,6 +166,15 @@ def test_a_sum_that_cannot_be_opened_once_shares_were_asked_for_is_charged_and_n
     assert workers.times == ATTEMPTS - 1
 
 
+def test_without_its_authority_a_round_fails_by_name_and_nothing_is_charged(workers: HurtingWorkers) -> None:
+    ray.kill(workers.authority)
+    charged: list[str] = []
+    broadcast, chunks = _round(1)
+    with pytest.raises(RoundFailed, match="enrolment authority was lost; resume"):
+        _secure_sum().of_round(broadcast, chunks, workers, DEADLINE_S, charged.append)
+    assert charged == []
+
+
 def test_neither_the_coordinator_nor_what_it_sends_holds_a_client_identity(workers: HurtingWorkers) -> None:
     provision: Callable[[], object] = workers.standing_for[3]
     assert isinstance(provision, ray.ObjectRef), "the authority answers whoever stands for clients, not the coordinator"

@@ -71,6 +71,7 @@ def test_under_privacy_the_noise_is_the_clients_and_the_server_is_who_it_is_char
     assert plan.once is not None
     assert plan.once.share is not None
     assert plan.once.variance == 19 * plan.once.share.variance  # 27 of 40 survive at least, 8 may collude
+    assert plan.once.share.honest == 19
     result = complete_query(Inquiry(folder, Records.open(settings.home), LocalSums))
     statement = result["statement"]
     assert str(statement["adversary"]).startswith("the server")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from qedge.federated.client import FederatedClient
 from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import SumLost
 from qedge.federated.guarantee import Guarantee, read_guarantee
-from qedge.federated.messages import ClientSpec
+from qedge.federated.messages import Broadcast, Chunk, ClientSpec
 from qedge.federated.planning import plan_guarantee
 from qedge.federated.release import build_mechanism
 from qedge.federated.run_folder import RunFolder
@@ -126,11 +127,24 @@ def test_the_receipt_names_each_adversary_and_the_ledger_is_charged_the_stronges
     assert receipt.mechanism.variance == 6 * share.variance
 
 
+def test_the_receipt_names_the_group_that_its_noise_is_counted_in(settings: Settings, make_job: Make):
+    """Of nine in groups of five and four: 4 of 5 survive and 2 may collude, of four all survive and 1 may."""
+    secure = {"group_size": 5, "threshold": 0.8, "colluders": 0.25}
+    cohort = {"sampling": "uniform", "rate": None, "size": 9}
+    job = make_job(cohort=cohort, secure_aggregation=secure, rounds=1)
+    result = train(job, backend="serial", settings=settings)
+    mechanism = Receipt.read(settings.home / "runs" / result.run_id / "model" / "receipt.json").mechanism
+    assert mechanism is not None
+    assert mechanism.share is not None
+    assert (mechanism.share.group, mechanism.share.threshold, mechanism.share.colluders, mechanism.share.counted) == (5, 4, 2, 2)
+
+
 def test_noise_is_sized_for_the_smallest_group_and_the_fewest_survivors(make_job: Make):
     one = plan_guarantee(make_job(**PRIVATE), 30, 42, None)
     split = plan_guarantee(make_job(**{**PRIVATE, "secure_aggregation": {"group_size": 7}}), 30, 42, None)
     sure = plan_guarantee(make_job(**{**PRIVATE, "secure_aggregation": {"survivors": 1.0}}), 30, 42, None)
     assert [g.honest for g in (one, split, sure)] == [6, 3, 9]
+    assert [g.share.honest for g in (one, split, sure) if g.share] == [6, 3, 9]
     assert one.variance == pytest.approx(split.variance, rel=0.01)
     shares = [g.share.variance for g in (one, split, sure) if g.share]
     assert shares == pytest.approx([one.variance / 6, one.variance / 3, one.variance / 9], rel=0.01)
@@ -241,6 +255,18 @@ def test_a_coordinator_that_is_cut_off_anywhere_charges_each_round_once(
     after = Records.open(settings.home).ledger.releases(folder.run)
     assert sorted(after) == [1, 2, 3, 4]
     assert {number: after[number] for number in charged} == charged
+
+
+def test_the_clients_of_a_run_are_in_no_sum_that_goes_by_another_run_or_past_its_last_round(settings: Settings, make_job: Make):
+    coordinator = Coordinator(prepare(make_job(**PRIVATE), settings), Records.open(settings.home), local_workers, lambda event: None)
+    state, charged = coordinator._restore(), list[str]()
+    assert coordinator.secure is not None
+    for secure, number in ((replace(coordinator.secure, run="other"), 1), (coordinator.secure, coordinator.job.rounds + 1)):
+        broadcast = Broadcast(number, state.weights)
+        chunks = [Chunk(clients) for clients in coordinator.cohorts.of(broadcast)]
+        with pytest.raises(RoundFailed, match=r"a client said: .* this client takes part in"):
+            secure.of_round(broadcast, chunks, coordinator.workers, 60.0, charged.append)
+    assert charged == []
 
 
 def test_the_released_sum_is_empty_and_moves_nothing_where_it_was_lost(make_job: Make):

@@ -9,6 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
 
 from qedge.secure_aggregation.client import SecureClient
 from qedge.secure_aggregation.identity import Identity
@@ -16,7 +19,9 @@ from qedge.secure_aggregation.member_secrets import SECRET_BYTES
 from qedge.secure_aggregation.messages import keys_statement
 from qedge.secure_aggregation.terms import Memory, Policy
 from tests.secure_aggregation.coalition import Coalition, Opened, Unchecked, opened
-from tests.secure_aggregation.sessions import terms_of
+from tests.secure_aggregation.sessions import Session, federation, policy_of, refused, terms_of
+
+MOVED = np.arange(24).reshape(8, 3) ** 2
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,22 @@ def attempts(kind: type[SecureClient], memory: Callable[[], Memory] = Memory, *,
     if not opened_first:
         first.agree(dict.fromkeys(range(5), range(5))).reveal(range(5))
     return loot(first, second)
+
+
+def attempt_with_others(memory: Callable[[], Memory] = Memory) -> list[np.ndarray]:
+    """A round's sum is opened of members 0 to 4, of whom 3 and 4 are asked for no shares; then one of 3 to 7; what was opened."""
+    enrolled, memories = federation(8), [memory() for _ in range(8)]
+    sums: list[np.ndarray] = []
+    for attempt, places in ((1, range(5)), (2, range(3, 8))):
+        roster = enrolled.roster(places)
+        terms = replace(terms_of(5, attempt=attempt), roster=roster.digest())
+        policy = policy_of(terms, enrolled.authority.public)
+        clients = [SecureClient(enrolled.identities[place], policy, memories[place]) for place in places]
+        session = Session(terms, clients, MOVED[places.start : places.stop], roster)
+        refusing = [place for place, client in enumerate(clients) if refused(partial(client.join, session.server.announcement()))]
+        session.run(lost={"join": refusing, "agree": [3, 4] if attempt == 1 else []})
+        sums.append(session.total()[0])
+    return sums
 
 
 def secrets_of_later_rounds(kind: type[SecureClient]) -> Loot:

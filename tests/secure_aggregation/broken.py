@@ -122,6 +122,14 @@ class OpensAnAbandonedAttempt(Memory):
         self.revealed[terms.run] = terms.round
 
 
+class JoinsWithOthers(Memory):
+    """Takes part in another attempt whoever is in it."""
+
+    def join(self, terms: Terms) -> None:
+        self.rosters.clear()
+        super().join(terms)
+
+
 class JoinsAfterRevealing(Memory):
     def join(self, terms: Terms) -> None:
         self.joined[terms.run] = terms.round, terms.attempt

@@ -55,6 +55,13 @@ def test_two_attempts_at_a_round_are_opened_by_members_with_a_worse_memory_only(
     assert not attacks.attempts(SecureClient, memory, opened_first=opened_first).harmless
 
 
+def test_who_was_not_asked_for_shares_is_in_no_second_sum_of_a_round_with_others():
+    """Members 3 and 4; the others of the second attempt are in no other sum, and enough to go on without them."""
+    first, second, without = (attacks.MOVED[some].sum(axis=0).tolist() for some in (slice(5), slice(3, 8), slice(5, 8)))
+    assert [total.tolist() for total in attacks.attempt_with_others(Memory)] == [first, without]
+    assert [total.tolist() for total in attacks.attempt_with_others(broken.JoinsWithOthers)] == [first, second]
+
+
 def test_a_policy_that_does_not_check_the_numbers_lets_split_views_open_one_member():
     assert frozenset({0}) in attacks.two_survivor_sets(SecureClient, threshold=4, policy=Unchecked).opened[0]
     assert attacks.two_survivor_sets(SecureClient, threshold=5, policy=Unchecked).harmless

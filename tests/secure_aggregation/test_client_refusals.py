@@ -72,6 +72,9 @@ def swapped(content: bytes, size: int, place: int, by: bytes) -> bytes:
         ({"threshold": 0.81}, "threshold: 4 announced; this client's policy accepts 5 at least"),
         ({"colluders": 0.4}, "colluders: 1 announced; .* accepts 2"),
         ({"survivors": 1.0}, "survivors: 4 announced; .* accepts 5"),
+        ({"run": "another"}, "run: 'run' announced; this client takes part in 'another'"),
+        ({"rounds": 0}, "round 1 announced; this client takes part in 0"),
+        ({"honest": 4}, "survivors that do not collude: 3 announced; .* accepts 4"),
         ({"noise": "Skellam, 3 grid units"}, "noise: '' announced; this client adds 'Skellam, 3 grid units'"),
         ({"authority": bytes(32)}, "not signed by the authority"),
     ],
@@ -161,6 +164,8 @@ def test_a_used_session_an_older_one_and_another_attempt_after_a_sum_was_opened_
         client_of(0, there, memory).join(encode(Announcement(there, federation(3).roster())))
 
     join(round=2, attempt=2)
+    with pytest.raises(MessageRefused, match="another attempt at round 2 names other members"):
+        memory.join(replace(terms_of(3, round=2, attempt=3), roster=bytes(32)))
     for used in (
         {"round": 2, "attempt": 2},
         {"round": 2, "attempt": 2, "group": 1},
