@@ -47,6 +47,21 @@ class Choosy(nn.Module):
         return self.inner(rows)
 
 
+class Halting(nn.Module):
+    """Raises on such a batch when its first layer is done with it; one with a small entry goes past its second layer's result."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.beside, self.last = nn.Linear(features, 5), nn.Linear(5, classes), nn.Linear(5, classes)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        inner = torch.tanh(self.first(rows))
+        beside = self.beside(inner)
+        if bool((rows > 100).any()):
+            raise ValueError("a row that this model does not take")
+        return self.last(inner) if bool((rows < -100).any()) else self.last(inner) + beside
+
+
 def own(features: int, classes: int) -> nn.Module:
     """A model that no book-keeping knows."""
     return nn.Sequential(nn.Linear(features, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, classes))
@@ -152,6 +167,20 @@ def test_a_row_on_which_the_model_raises_takes_no_other_with_it():
     inputs[2, 1] = 1000.0
     for sums in (LoopSums(module), HookSums(module)):
         torch.testing.assert_close(sums.clipped_sum(weights, inputs, labels, 0.5), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [1000.0, -1000.0])
+@pytest.mark.parametrize("later", [2, 9, 20])
+def test_a_row_on_which_the_model_stops_half_way_leaves_nothing_for_later_batches(bad: float, later: int):
+    module = Halting(4, 3)
+    weights, sums = _weights(module), HookSums(module)
+    inputs, labels = _rows(9, 4, 3, 0, torch.float32)
+    inputs[2, 1] = bad
+    for seed in range(3):
+        sums.clipped_sum(weights, inputs, labels, 0.5)
+        others, theirs = _rows(later, 4, 3, seed, torch.float32)
+        expected = LoopSums(module).clipped_sum(weights, others, theirs, 0.5)
+        torch.testing.assert_close(sums.clipped_sum(weights, others, theirs, 0.5), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_whose_examples_hooks_cannot_tell_apart_is_refused_by_name():
