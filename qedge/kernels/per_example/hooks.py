@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from qedge.errors import ModelError
-from qedge.kernels.per_example.sums import LoopSums, factors, only_finite, put
+from qedge.kernels.per_example.sums import LoopSums, factors, only_finite, put, squared_norms
 from qedge.models import users_code
 
 BLOCK_BYTES = 16 << 20  # of gradients that are held one by one; more is slower, as it leaves the caches
@@ -61,7 +61,7 @@ class HookSums:
         each = self.each(features, labels)
         squares = torch.zeros(len(labels))
         for gradients in each:
-            squares += torch.linalg.vecdot(gradients, gradients)
+            squares += squared_norms(gradients)
         finite = only_finite(squares, features, labels, lambda rows, theirs: self._block(rows, theirs, bound))
         if finite is not None:
             return finite
