@@ -158,7 +158,7 @@ class BudgetExceeded(PrivacyError):
 
 
 class ScopeConflict(PrivacyError):
-    """The data belong to a scope other than the one asked for, or to several."""
+    """The data belong to a scope other than the one asked for, to several, or to other clients than the scope's."""
 
     code = "privacy.scope-conflict"
 

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qedge.data.federation import Federation, built_in, default_scope, fingerprints, load, standardised
+from qedge.data.table_fingerprint import content_and_dealing
 from qedge.errors import DataError, DataNotFound, InvalidValue, LabelMismatch, UnknownKey
 from qedge.job import Data
 
@@ -524,7 +525,7 @@ def test_a_built_in_has_no_file_of_test_rows(table: Path) -> None:
 def test_rows_and_clients_are_known_again_whatever_the_order_the_scale_and_the_split(tmp_path: Path) -> None:
     path = save(tmp_path / "t.parquet", BASE)
     wanted = prints(read(path))
-    assert len(wanted) == 1 + 3 + 3 + 1
+    assert len(wanted) == 1 + 3 + 3 + 2
     order = [5, 3, 0, 7, 1, 6, 2, 4]
     columns = dict(reversed(list(BASE.items())))
     shuffled = save(tmp_path / "other name.csv", {name: [values[place] for place in order] for name, values in columns.items()})
@@ -542,7 +543,7 @@ def test_rows_and_clients_are_known_again_whatever_the_order_the_scale_and_the_s
 
 def test_renamed_clients_are_known_by_their_rows_and_changed_rows_by_their_clients(tmp_path: Path) -> None:
     wanted = prints(read(save(tmp_path / "t.parquet", BASE)))
-    assert len(wanted & prints(read(tmp_path / "t.parquet", drop=["y"]))) == 3 + 1
+    assert len(wanted & prints(read(tmp_path / "t.parquet", drop=["y"]))) == 3 + 2
     renamed = BASE | {"client": [f"hospital {client}" for client in BASE["client"]]}
     assert len(wanted & prints(read(save(tmp_path / "renamed.parquet", renamed)))) == 1 + 3
     changed = BASE | {"x": [value + 1 for value in BASE["x"]]}
@@ -577,6 +578,19 @@ def test_the_same_file_is_known_again_under_another_client_column_and_fewer_feat
             assert prints(one) & prints(other)
             numbers, texts = read(path, client="person"), read(path, client="person", labels=["0", "1"] if suffix == ".csv" else [0, 1])
             assert prints(numbers) == prints(texts)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+def test_how_a_table_is_dealt_depends_on_who_has_which_rows_and_on_nothing_else(tmp_path: Path, suffix: str) -> None:
+    columns, order = _households(200, 0), np.random.default_rng(1).permutation(200)
+    columns["partner"] = 7 - columns["person"]  # the same rows together as by person
+    path, shuffled = save(tmp_path / f"t{suffix}", columns), {name: values[order] for name, values in reversed(list(columns.items()))}
+    person, partner, household = (content_and_dealing(read(path, client=name).identity) for name in ("person", "partner", "household"))
+    again = content_and_dealing(read(save(tmp_path / f"again{suffix}", shuffled), client="person", drop=["c"], test=0.5).identity)
+    assert person == partner == again
+    assert person[0] == household[0]
+    assert person[1] != household[1]
+    assert content_and_dealing(load(Data(source="wine"), 0).identity) is None
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -658,7 +672,7 @@ def test_a_column_left_out_may_hold_what_no_feature_may(tmp_path: Path) -> None:
         "group": pa.array(["g"] * 8).dictionary_encode(),
     }
     left_out = ["gaps", "note", "bytes", "nothing", "list", "when", "price", "group"]
-    assert len(prints(read(save(tmp_path / "t.parquet", columns), drop=left_out))) == 1 + 3 + 3 + 1
+    assert len(prints(read(save(tmp_path / "t.parquet", columns), drop=left_out))) == 1 + 3 + 3 + 2
 
 
 def test_a_built_in_is_known_again_under_another_partition_and_its_empty_clients_leave_no_print() -> None:
@@ -675,7 +689,7 @@ def test_fingerprints_are_keyed_and_the_messages_of_each_kind_have_their_own_dom
     keys = [fingerprints(federation, lambda message, key=key: hmac.digest(key, message, "sha256")) for key in (b"one", b"two")]
     assert not keys[0] & keys[1]
     domains = {message.split(b"\0")[0] for message in federation.identity}
-    assert len(domains) == 6
+    assert len(domains) == 7
     assert not any(one != other and other.startswith(one) for one, other in itertools.product(domains, domains))
 
 
@@ -700,7 +714,7 @@ def test_a_million_rows_of_sixty_features_are_fingerprinted_in_seconds() -> None
     assert len(set(messages)) == 1001
     table = pa.table({f"f{place}": np.ascontiguousarray(features[:, place]) for place in range(60)})
     start = time.perf_counter()
-    assert len(set(table_messages(table))) == 1 + 60
+    assert len(set(table_messages(table, rng.integers(0, 1000, 1_000_000)))) == 2 + 60
     assert time.perf_counter() - start < 30
 
 

@@ -91,7 +91,7 @@ def _of_table(data: QueryData, path: Path, numbers: Collection[str], texts: Mapp
         {name: _finite(tables.column(table, name, "column"), name)[order] for name in sorted(numbers)},
         {name: _text(table, name, width)[order] for name, width in sorted(texts.items())},
     )
-    identity = fingerprint.id_messages(data.client, clients) + table_fingerprint.table_messages(table)
+    identity = fingerprint.id_messages(data.client, clients) + table_fingerprint.table_messages(table, owner)
     return Population(clients, columns, path.name, identity + table_fingerprint.particular_id_messages(clients))
 
 

@@ -153,7 +153,7 @@ def _load_table(data: Data, path: Path, seed: int, affine: Affine | None) -> Fed
     fill(lambda: features, table, names, order)
     raw = Raw(features, places[order], owner[order], clients)
     messages = _rows_messages(raw, schema) + fingerprint.id_messages(data.client, clients)
-    messages += table_fingerprint.table_messages(table) + table_fingerprint.particular_id_messages(clients)
+    messages += table_fingerprint.table_messages(table, owner) + table_fingerprint.particular_id_messages(clients)
     del table
     give_back()
     return _federation(data, schema, raw, messages, seed)

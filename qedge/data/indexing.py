@@ -80,7 +80,7 @@ def _write(columns: Columns, client: str, label: str, drop: Sequence[str], folde
     fill(lambda: np.lib.format.open_memmap(folder / index.FEATURES, "r+"), columns, names, order)
     features = np.lib.format.open_memmap(folder / index.FEATURES, "r")
     messages = fingerprint.rows_messages(features, places, offsets, names, vocabulary) + fingerprint.id_messages(client, clients)
-    messages += table_fingerprint.table_messages(columns) + table_fingerprint.particular_id_messages(clients)
+    messages += table_fingerprint.table_messages(columns, owner) + table_fingerprint.particular_id_messages(clients)
     digests = b"".join(index.client_digest(features[first:last]) for first, last in pairwise(offsets.tolist()))
     as_text = _as_text(columns, label, vocabulary)
     made_of = index.Manifest(client=client, label=label, dropped=tuple(drop), features=names, labels=vocabulary, as_text=as_text)

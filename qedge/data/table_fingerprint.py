@@ -1,9 +1,11 @@
 """What a ledger recognises a table by, whichever of its columns a job takes as client, label and features.
 
-Digests of rows change with the columns that a job selects (`qedge.data.fingerprint`); these do not. Three kinds of message,
+Digests of rows change with the columns that a job selects (`qedge.data.fingerprint`); these do not. Four kinds of message,
 each with its own domain, each to be keyed before it leaves the process:
 
 - the whole content: every row as the bag of its values, whatever the order of rows and columns and the columns' names;
+- how the rows are dealt to clients, whatever these are called: it alone depends on which column names the client, so that of two jobs on
+  one content it says whether they protect the same;
 - each numeric or text column that is particular: its sorted values, as often as they occur, without its name;
 - the id of each client without its column's name, where the id is particular.
 
@@ -14,8 +16,8 @@ calendars, which unrelated tables share too. An id is particular when it has nin
 outside the beginning that all ids share: the numbers 1 to n, "phone-7" or the name of a town are anybody's.
 
 What passes unseen: a copy of a table with some rows taken out or added, or with each particular column changed (units,
-rounding beyond float32), read with other columns than before and without particular ids. Unrelated tables that carry the
-same public column, value for value, are taken for one.
+rounding beyond float32), read with other columns than before and without particular ids; and that such a copy is dealt
+to others than the table was. Unrelated tables that carry the same public column, value for value, are taken for one.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from qedge.data.columns import Columns
 from qedge.data.fingerprint import counted
 
 _CONTENT = b"qedge/1 fingerprint of a table's content\0"
+_DEALT = b"qedge/1 fingerprint of how a table's rows are dealt\0"
 _COLUMN = b"qedge/1 fingerprint of a column\0"
 _PARTICULAR_ID = b"qedge/1 fingerprint of a particular id\0"
 
@@ -45,10 +48,12 @@ Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.float64]
 
 
-def table_messages(table: pa.Table | Columns) -> tuple[bytes, ...]:
-    """One message for the whole content and one for each particular column, equal columns once; one column at a time is looked at.
+def table_messages(table: pa.Table | Columns, owner: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+    """One message for the whole content, one for how it is dealt, and one for each particular column, equal columns once; one column at a
+    time is looked at.
 
-    Numbers count as float32, text that is all numbers as numbers: as which of the two a CSV is read depends on the job.
+    owner: whose each row is, [rows] places among the clients. Numbers count as float32, text that is all numbers as numbers: as which of
+    the two a CSV is read depends on the job.
     """
     rows = np.zeros(table.num_rows, np.uint64)
     columns: dict[bytes, None] = {}
@@ -58,7 +63,20 @@ def table_messages(table: pa.Table | Columns) -> tuple[bytes, ...]:
             rows += _mixed(words)
             if message is not None:
                 columns[_COLUMN + message] = None
-    return (_CONTENT + _digest(np.sort(rows)), *columns)
+    return (_CONTENT + _digest(np.sort(rows)), _DEALT + _digest(np.sort(_of_owners(rows, owner))), *columns)
+
+
+def content_and_dealing(identity: Sequence[bytes]) -> tuple[bytes, bytes] | None:
+    """Of the messages of a table the one of its content and the one of how it is dealt; None where they are not of a table."""
+    found = {kind: message for message in identity for kind in (_CONTENT, _DEALT) if message.startswith(kind)}
+    return (found[_CONTENT], found[_DEALT]) if len(found) == 2 else None
+
+
+def _of_owners(rows: Words, owner: npt.NDArray[np.int64]) -> Words:
+    """A word for the rows of each owner together, in whatever order."""
+    order = np.argsort(owner, kind="stable")
+    starts = np.searchsorted(owner[order], np.unique(owner))
+    return _mixed(np.add.reduceat(_mixed(rows[order]), starts))
 
 
 def particular_id_messages(clients: Sequence[str]) -> tuple[bytes, ...]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -90,8 +91,12 @@ class FixedClipping:
     """Independent noise of one size on every round."""
 
     def __init__(self, guarantee: Guarantee) -> None:
-        self.bound, self.step = guarantee.grid.bound, guarantee.grid.step
-        self.noise = DiscreteGaussian(guarantee.variance)
+        self.bound, self.step, self.variance = guarantee.grid.bound, guarantee.grid.step, guarantee.variance
+
+    @cached_property
+    def noise(self) -> DiscreteGaussian:
+        """Made when it is first drawn from: of the noise of all clients together nobody draws, and its table may be too large to make."""
+        return DiscreteGaussian(self.variance)
 
     def noised(self, exact: np.ndarray, source: NoiseSource) -> np.ndarray:
         """See `Mechanism.noised`."""
@@ -115,8 +120,12 @@ class AdaptiveClipping:
     def __init__(self, guarantee: Guarantee, quantile: float, learning_rate: float, kept: Mapping[str, np.ndarray]) -> None:
         self.bound = float(kept["bound"][0]) if "bound" in kept else guarantee.grid.bound
         self.params, self.weight = guarantee.grid.params, guarantee.count_weight
-        self.quantile, self.learning_rate = quantile, learning_rate
-        self.noise = DiscreteGaussian(guarantee.variance)
+        self.quantile, self.learning_rate, self.variance = quantile, learning_rate, guarantee.variance
+
+    @cached_property
+    def noise(self) -> DiscreteGaussian:
+        """See `FixedClipping.noise`."""
+        return DiscreteGaussian(self.variance)
 
     def noised(self, exact: np.ndarray, source: NoiseSource) -> np.ndarray:
         """See `Mechanism.noised`."""

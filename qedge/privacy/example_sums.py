@@ -45,8 +45,9 @@ class SumGrid:
 
     What is proved is that of the exact sum of the clipped gradients. Floats are summed instead: the norm, the clipping factor and the sum
     of one row's gradient are off in their last bits, and a library may add the others up in another order, or by another method, when a
-    row is missing. Gradients are clipped a thousandth below C, some ten thousand units in the last place of float32, to make up for that;
-    that this is always enough is measured, not proved.
+    row is missing; the others of its block, that is, of some hundreds (`qedge.federated.example_training`). Gradients are clipped a
+    thousandth below C, some ten thousand units in the last place of float32, to make up for that; that this is always enough is measured,
+    not proved.
 
     Raises:
         InvalidPrivacy: a bound that is not positive and finite, or no parameter.

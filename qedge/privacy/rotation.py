@@ -52,16 +52,19 @@ class Rotation:
     def forward(self, vectors: NDArray[np.float32] | NDArray[np.float64]) -> Vectors:
         """Each row rotated, [clients, dimensions] to [clients, dimensions] float64; norms and inner products stay.
 
+        A row that is not finite becomes another that is not, and nothing is said of it: that is as private as what it was made of.
+
         Raises:
             ModelError: another shape.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.dimensions:
             raise ModelError(f"vectors have shape {vectors.shape}; expected [clients, {self.dimensions}]")
         rotated = vectors.astype(np.float64, order="C")
-        for row in rotated:
-            _turn(row[: self.block], self._first)
-            if self.block < self.dimensions:
-                _turn(row[-self.block :], self._last)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row in rotated:
+                _turn(row[: self.block], self._first)
+                if self.block < self.dimensions:
+                    _turn(row[-self.block :], self._last)
         return rotated
 
     def backward(self, total: NDArray[np.int64] | NDArray[np.float64]) -> Vectors:

@@ -11,7 +11,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,8 @@ from qedge.algorithms.choice import ALGORITHMS
 from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
-from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, UnknownScope
+from qedge.data.table_fingerprint import content_and_dealing
+from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, ScopeConflict, UnknownScope
 from qedge.federated.example_guarantee import plan_for, refuse_hopeless
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
@@ -152,6 +153,7 @@ def _terms(
         records.ledger.refuse_without_privacy(prints)
         return None, None
     name, scope = scope_to_charge(job.privacy, default_scope(job.data), len(federation.clients), prints, records, settings)
+    refuse_other_clients(scope, federation.identity, records)
     return name, plan_for(job, len(federation.clients), params, scope)
 
 
@@ -178,6 +180,26 @@ def scope_to_charge(
             scope=scope.name,
         )
     return (scope.name if scope else name), scope
+
+
+def refuse_other_clients(scope: Scope | None, identity: Sequence[bytes], records: Records) -> None:
+    """Refuse a table that a scope of clients knows, where another column says now who a client is.
+
+    Its budget would be charged for what a visit loses, say, by noise for a visit, and count it as what a whole hospital does.
+
+    Raises:
+        ScopeConflict: its rows were dealt to clients otherwise.
+    """
+    of_table = content_and_dealing(identity)
+    if scope is None or scope.unit != "client" or of_table is None:
+        return
+    content, dealing = (frozenset({records.keys.mac("fingerprint", message).hex()}) for message in of_table)
+    if records.ledger.find(content, None) is not None and records.ledger.find(dealing, None) is None:
+        raise ScopeConflict(
+            f"scope '{scope.name}' counts what its clients lose, and here the same rows belong to others; accepted: as 'data.client' "
+            "the column that the scope was charged with first",
+            scope=scope.name,
+        )
 
 
 def description(run: str, job: TrainingJob | Query, created_ms: int) -> Json:

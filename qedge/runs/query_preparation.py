@@ -20,7 +20,7 @@ from qedge.job.statistics import Count, HeavyHitters, Histogram
 from qedge.privacy.accounting import RenyiCost
 from qedge.privacy.ledger import Opening, Plan
 from qedge.records import Records
-from qedge.runs.preparation import description, scope_to_charge, versions
+from qedge.runs.preparation import description, refuse_other_clients, scope_to_charge, versions
 
 
 def population_of(query: Query) -> Population:
@@ -138,6 +138,7 @@ def _terms(
             scope=scope.name,
             unit=scope.unit,
         )
+    refuse_other_clients(scope, population.identity, records)
     return name, plan_query(query, len(population.clients), scope.order if scope else None)
 
 

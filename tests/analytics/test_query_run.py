@@ -162,6 +162,33 @@ def test_a_query_of_a_table_and_a_job_on_a_copy_of_it_draw_on_one_budget(
         prepare(TrainingJob.parse(job), settings)
 
 
+def test_a_budget_of_hospitals_is_not_spent_on_visits(settings: Settings, make_job: Callable[..., TrainingJob], tmp_path: Path):
+    """A noise that hides one visit hides no hospital; the same hospitals under other names, in another order, are the same."""
+    draw = np.random.default_rng(0)
+    rows = [(f"h{row % 10}", f"v{row}", draw.normal(), row % 2) for row in range(120)]
+    for name, order, called in (("a.csv", 1, "hospital"), ("b.csv", -1, "site")):
+        text = [f"{place},{visit},{value},{label}" for place, visit, value, label in rows[::order]]
+        (tmp_path / name).write_text("\n".join([f"{called},visit,x,label", *text]) + "\n")
+    about_x = {"kind": "mean", "column": "x", "range": [-2, 2]}
+
+    def prepared(name: str, client: str) -> RunFolder:
+        data = {"source": str(tmp_path / name), "client": client}
+        return prepare_query(query_of(about_x, data=data, privacy={"epsilon": 1, "delta": 1e-3}), settings)
+
+    prepared("a.csv", "hospital")
+    Records.open(settings.home).ledger.set_budget("a", epsilon=9, actor="officer")
+    for name in ("a.csv", "b.csv"):
+        with pytest.raises(ScopeConflict, match=r"belong to others; accepted: as 'data\.client' the column"):
+            prepared(name, "visit")
+    data = {"source": str(tmp_path / "b.csv"), "client": "visit", "label": "label", "drop": ["site"]}
+    job = {**make_job(rounds=1, privacy={"epsilon": 1, "delta": 1e-3}).plain(), "data": data}
+    with pytest.raises(ScopeConflict, match="belong to others"):
+        prepare(TrainingJob.parse(job), settings)
+    by_site = TrainingJob.parse({**job, "data": {**data, "client": "site", "drop": ["visit"]}})
+    for folder in (prepared("b.csv", "site"), prepare(by_site, settings)):
+        assert Records.open(settings.home).ledger.plan(folder.run).scope == "a"
+
+
 def test_a_process_that_is_killed_between_the_disk_and_the_ledger_has_released_one_noise(settings: Settings):
     """A real SIGKILL: what it wrote ahead, nobody had seen; it is what is charged and answered afterwards."""
     folder = prepare_query(query_of(), settings)

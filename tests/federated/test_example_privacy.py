@@ -29,6 +29,7 @@ from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model, TrainingJob
 from qedge.kernels.batches import LocalSGD
 from qedge.kernels.per_example.affine import AffineSums
+from qedge.kernels.per_example.choice import build_sums
 from qedge.privacy.accounting import RenyiCost, epsilon_of, sampled_gaussian
 from qedge.privacy.example_sums import CLIP_WITHIN, LEAST_VARIANCE, NoisySteps, SumGrid
 from qedge.privacy.ledger import Scope
@@ -300,6 +301,39 @@ def test_batches_are_poisson_draws_of_each_row_by_itself():
 def test_a_rate_of_one_takes_every_row_and_two_keys_draw_apart():
     assert poisson(RunKey.from_seed(0), _plan(rate=1.0)).all()
     assert (poisson(RunKey.from_seed(0), _plan()) != poisson(RunKey.from_seed(1), _plan())).any()
+
+
+def test_a_row_that_is_missing_changes_the_batch_of_its_own_block_alone():
+    """1,500 rows at a rate of 1/2 in two blocks of 1,024 places; one of each block, the first and the last of all are left out."""
+    plan, rows, weights = _plan(rate=0.5, max_rows=1500), _rows([1500]), torch.zeros(15)
+    features, labels = torch.tensor(rows.features), torch.tensor(rows.labels)
+    everybody = np.arange(0, 1500, 2)
+    for gone, block in ((0, 0), (1022, 0), (1024, 1), (1498, 1)):
+        sums = [Watched(), Watched()]
+        training = [_training(plan, one) for one in sums]
+        whole = training[0].batch_sum(weights, features, labels, everybody)
+        rest = training[1].batch_sum(weights, features, labels, everybody[everybody != gone])
+        changed = [len(mine) != len(theirs) for mine, theirs in zip(sums[0].batches, sums[1].batches, strict=True)]
+        assert changed == [block == 0, block == 1]
+        assert torch.cat(sums[0].batches).tolist() == everybody.tolist()
+        assert np.linalg.norm(whole - rest) <= 1
+
+
+@pytest.mark.parametrize("way", ["book-keeping", "hooks"])
+def test_one_of_twenty_thousand_equal_rows_moves_the_sum_by_itself(way: str):
+    """The sum is that much larger than a row: summed at once its last bits move by most of what is left to the bound, or more."""
+    generator = np.random.default_rng(0)
+    module = torch.nn.Sequential(torch.nn.Linear(20, 3))
+    rows = torch.from_numpy(generator.standard_normal((1, 20), dtype=np.float32)).repeat(20_000, 1)
+    labels, weights = torch.zeros(20_000, dtype=torch.int64), torch.from_numpy(generator.standard_normal(63, dtype=np.float32))
+    plan = NoisySteps(SumGrid(1.0, 63, 400), LEAST_VARIANCE, rate=1.0, steps=1, max_rows=20_000)
+    training = ExampleTraining(plan, LocalSGD(1.0), build_sums(way, module), SystemNoise())
+    everybody = np.arange(20_000)
+    whole = training.batch_sum(weights, rows, labels, everybody)
+    assert np.linalg.norm(whole) == pytest.approx(20_000 * CLIP_WITHIN, rel=1e-4)
+    for gone in (0, 19_999):
+        moved = np.linalg.norm(whole - training.batch_sum(weights, rows, labels, everybody[everybody != gone]))
+        assert moved == pytest.approx(CLIP_WITHIN, abs=1e-4)
 
 
 def test_only_the_first_rows_up_to_the_cap_count():

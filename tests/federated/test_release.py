@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,8 @@ from qedge.privacy import banded
 from qedge.privacy.accounting import sampled_gaussian
 from qedge.privacy.banded import BandedStrategy
 from qedge.privacy.clipping import Grid
-from qedge.privacy.mechanisms import SeededNoise
+from qedge.privacy.mechanisms import MAX_VARIANCE, SeededNoise
+from qedge.privacy.noise_share import NoiseShare
 from qedge.records import Records
 
 Make = Callable[..., TrainingJob]
@@ -208,6 +210,25 @@ def test_a_run_that_was_cut_off_is_charged_once_a_round_and_goes_on(settings: Se
     last = (settings.home / "runs" / result.run_id / "checkpoint").read_bytes()
     assert b"beside.exact" not in last, "exact sums that no round needs any more"
     assert bool(receipt.mechanism.count_weight) == ("privacy" in changes)
+
+
+@pytest.mark.parametrize("quantile", [None, 0.5])
+def test_a_plan_of_shares_that_is_accepted_can_be_carried_out_however_much_noise_they_come_to(make_job: Make, quantile: float | None):
+    """A million parameters and a thousand rounds, say: a share of less than 10^12, and more in the sum than any one table is made for."""
+    job = make_job(
+        cohort={"sampling": "uniform", "rate": None, "size": 20},
+        privacy={"clipping": {"bound": 1.0, "quantile": quantile}},
+        secure_aggregation={},
+    )
+    planned = plan_guarantee(job, 30, 50, None)
+    share = NoiseShare("discrete-gaussian", MAX_VARIANCE)
+    guarantee = replace(planned, share=share, variance=share.variance * planned.honest)
+    mechanism = build_mechanism(guarantee, job.privacy.clipping, {})
+    released = np.zeros(guarantee.length + 1, np.int64)
+    released[:2], released[-1] = 400, 40
+    mean = mechanism.mean(released, None, 20.0)
+    assert mean[:2] == pytest.approx(10 * guarantee.grid.step)
+    assert not mean[2:].any()
 
 
 def test_the_pattern_of_turns_stands_in_the_ledgers_plan(settings: Settings, make_job: Make):

@@ -15,7 +15,7 @@ from qedge.job import Algorithm, Model
 from qedge.kernels.image_layers import Shape
 from qedge.kernels.per_example.affine import AffineSums
 from qedge.kernels.per_example.choice import build_sums, choose_sums, sums_difference
-from qedge.kernels.per_example.convolutional import ConvolutionalSums, prefers_gram
+from qedge.kernels.per_example.convolutional import ConvolutionalSums, prefers_gram, squares_by_gram
 from qedge.kernels.per_example.hooks import HookSums
 from qedge.kernels.per_example.sums import ExampleSums, LoopSums
 from qedge.models import affine_layers, build
@@ -45,6 +45,21 @@ class Choosy(nn.Module):
         if bool((rows > 100).any()):
             raise ValueError("a row that this model does not take")
         return self.inner(rows)
+
+
+class Halting(nn.Module):
+    """Raises on such a batch when its first layer is done with it; one with a small entry goes past its second layer's result."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.beside, self.last = nn.Linear(features, 5), nn.Linear(5, classes), nn.Linear(5, classes)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        inner = torch.tanh(self.first(rows))
+        beside = self.beside(inner)
+        if bool((rows > 100).any()):
+            raise ValueError("a row that this model does not take")
+        return self.last(inner) if bool((rows < -100).any()) else self.last(inner) + beside
 
 
 def own(features: int, classes: int) -> nn.Module:
@@ -143,6 +158,53 @@ def test_a_row_whose_gradient_is_not_finite_counts_as_zero_and_moves_no_other(mo
     assert torch.isfinite(sums.clipped_sum(weights, inputs[[4]], labels[[4]], 0.5)).all()
 
 
+class Faint(nn.Module):
+    """Logits so small that no square of a gradient is a number."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(features, classes)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.inner(rows) * 1e-23
+
+
+@pytest.mark.parametrize("bound", [1e-30, 1e-22, 1e-4])
+@pytest.mark.parametrize("way", [LoopSums, HookSums])
+def test_a_gradient_whose_square_is_too_small_for_a_number_is_clipped_nevertheless(way: type[ExampleSums], bound: float):
+    module = Faint(4, 3)
+    inputs, labels = _rows(1, 4, 3, 0, torch.float32)
+    assert float(way(module).clipped_sum(_weights(module), inputs, labels, bound).double().norm()) <= bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bound", [1e-12, 1e-4, 1.0])
+@pytest.mark.parametrize("size", [1.0, 1e9, 1e18])
+@pytest.mark.parametrize(
+    "model", [Model(kind="linear"), Model(kind="mlp", hidden=(5,)), Model(kind="cnn", channels=(4, 40, 40), image=(1, 4, 4))]
+)
+def test_large_rows_of_which_a_model_is_sure_are_clipped_nevertheless(model: Model, size: float, bound: float):
+    """The slope of the logits is 1e-24, its square is none, and the gradient that times the row."""
+    module = build(model, 16, 30, seed=0)
+    with torch.no_grad():
+        last = list(module.parameters())
+        last[-2].mul_(1e-30)
+        last[-1].zero_()[0] = 54.0
+    sums, rows = build_sums("book-keeping", module), torch.full((1, 16), size)
+    assert float(sums.clipped_sum(_weights(module), rows, torch.tensor([0]), bound).double().norm()) <= bound * (1 + 1e-6)
+
+
+@given(rows=st.integers(1, 5), pixels=st.integers(1, 4), seed=st.integers(0, 999), rest=st.sampled_from([0.0, 1e-6, 1e-3, 1.0]))
+def test_a_norm_by_grams_is_never_less_however_pixels_cancel(rows: int, pixels: int, seed: int, rest: float):
+    generator = torch.Generator().manual_seed(seed)
+    patches = torch.randn(rows, 20, 1, generator=generator) + rest * torch.randn(rows, 20, pixels, generator=generator)
+    back = torch.randn(rows, 30, pixels, generator=generator)
+    back[:, :, -1] -= back.sum(2)
+    exact = torch.bmm(patches.double(), back.transpose(1, 2).double()).square().sum((1, 2))
+    squares = squares_by_gram(patches, back).double()
+    assert (squares >= exact).all()
+    assert (squares <= exact + 1e-3 * patches.double().square().sum((1, 2)) * back.double().square().sum((1, 2)) + 1e-30).all()
+
+
 def test_a_row_on_which_the_model_raises_takes_no_other_with_it():
     module = Choosy(4, 3)
     inputs, labels = _rows(9, 4, 3, 0, torch.float32)
@@ -152,6 +214,20 @@ def test_a_row_on_which_the_model_raises_takes_no_other_with_it():
     inputs[2, 1] = 1000.0
     for sums in (LoopSums(module), HookSums(module)):
         torch.testing.assert_close(sums.clipped_sum(weights, inputs, labels, 0.5), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [1000.0, -1000.0])
+@pytest.mark.parametrize("later", [2, 9, 20])
+def test_a_row_on_which_the_model_stops_half_way_leaves_nothing_for_later_batches(bad: float, later: int):
+    module = Halting(4, 3)
+    weights, sums = _weights(module), HookSums(module)
+    inputs, labels = _rows(9, 4, 3, 0, torch.float32)
+    inputs[2, 1] = bad
+    for seed in range(3):
+        sums.clipped_sum(weights, inputs, labels, 0.5)
+        others, theirs = _rows(later, 4, 3, seed, torch.float32)
+        expected = LoopSums(module).clipped_sum(weights, others, theirs, 0.5)
+        torch.testing.assert_close(sums.clipped_sum(weights, others, theirs, 0.5), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_layer_whose_examples_hooks_cannot_tell_apart_is_refused_by_name():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -80,6 +81,20 @@ def test_inputs_are_left_as_they_were() -> None:
     rotation.backward(total)
     assert (vectors == 1).all()
     assert (total == 1).all()
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, 1.7e308])
+@pytest.mark.parametrize("size", [2, 300, 4096])
+def test_an_update_that_is_not_finite_becomes_zeros_moves_no_other_and_nobody_is_told(size: int, bad: float) -> None:
+    updates, grid = np.ones((3, size)), Grid(1.0, size)
+    expected = Rotation(SEED, size).forward(updates)[[0, 2]]
+    updates[1] = bad
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rotated = Rotation(SEED, size).forward(updates)
+        rounded = to_grid(rotated, grid, np.random.default_rng(0), np.random.default_rng)
+    assert (rotated[[0, 2]] == expected).all()
+    assert not rounded[1].any()
 
 
 def test_the_same_seed_is_the_same_rotation_and_another_seed_another() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
-from qedge.kernels.per_example.sums import factors, only_finite
+from qedge.kernels.per_example.sums import factors, only_finite, squared_norms
 
 _where_positive = torch.ops.aten.threshold_backward  # (gradient, x, 0): the gradient where x > 0, else 0
 
@@ -43,7 +43,7 @@ class AffineSums:
             slopes.insert(0, slope)
         squares = torch.zeros(len(labels), dtype=weights.dtype)
         for inner, slope in zip(entering, slopes, strict=True):
-            squares.addcmul_(_squares(inner).add_(1), _squares(slope))
+            squares.addcmul_(squared_norms(inner).add_(1), squared_norms(slope))
         finite = only_finite(squares, features, labels, lambda rows, theirs: self.clipped_sum(weights, rows, theirs, bound))
         return self._weighted(weights, entering, slopes, factors(squares, bound)[:, None]) if finite is None else finite
 
@@ -58,8 +58,3 @@ class AffineSums:
             torch.mm(slope.t(), entering[depth], out=parts[2 * depth].view(outputs, inputs))
             torch.sum(slope, 0, out=parts[2 * depth + 1])
         return self.total
-
-
-def _squares(rows: torch.Tensor) -> torch.Tensor:
-    squares: torch.Tensor = torch.linalg.vecdot(rows, rows)
-    return squares

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from qedge.kernels.convolutional import described, matrices, places_of
 from qedge.kernels.image_layers import MOST_ROWS, Convolution, Memory, Shape
-from qedge.kernels.per_example.sums import factors, only_finite
+from qedge.kernels.per_example.sums import factors, only_finite, squared_norms
 
 _MULTIPLE = 16  # of rows in a block: operations along the rows are several times slower on an odd number of them
 
@@ -109,7 +109,7 @@ class _Network:
         self.layers[-1].forward(self.last)
         self.slope = functional.softmax(self.features.t() @ self.weight, dim=1)
         self.slope[torch.arange(len(labels)), labels] -= 1
-        squares = self.features.square().sum(0).mul_(self.slope.square().sum(1))
+        squares = self.features.square().sum(0).mul_(squared_norms(self.slope))
         gradient = (self.weight[:-1] @ self.slope.t()).view(self.last.shape)
         for layer in reversed(self.layers):
             layer.open(gradient)
@@ -157,10 +157,9 @@ class _Layer(Convolution):
         self.own_back.flatten(1).copy_(self.flat_back)
         patches, back = self.own_patches, self.own_back
         if self.by_gram:
-            return torch.bmm(patches.transpose(1, 2), patches).mul_(torch.bmm(back.transpose(1, 2), back)).sum((1, 2))
+            return squares_by_gram(patches, back)
         self.gradients = torch.bmm(patches, back.transpose(1, 2)).flatten(1)
-        squares: torch.Tensor = torch.linalg.vecdot(self.gradients, self.gradients)
-        return squares
+        return squared_norms(self.gradients)
 
     def add(self, factor: torch.Tensor) -> None:
         """Add the rows' gradients, each times its factor."""
@@ -169,6 +168,20 @@ class _Layer(Convolution):
             self.product(more=True)
         else:
             self.of_weight.view(-1).addmv_(self.gradients.t(), factor)
+
+
+def squares_by_gram(patches: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    """The squared norm of each row's AGᵀ, [rows], never less; patches A: [rows, inputs, pixels], back G: [rows, outputs, pixels].
+
+    Pixels may cancel each other, and what is left be less than the last bits of the terms, or below zero. An inner product of n numbers is
+    off by less than n units in the last place of the product of both norms, and by n of the smallest number: that much is added.
+    """
+    limits, inputs, outputs = torch.finfo(patches.dtype), patches.shape[1], back.shape[1]
+    entering, returning = torch.bmm(patches.transpose(1, 2), patches), torch.bmm(back.transpose(1, 2), back)
+    a, g = (gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (entering, returning))
+    off = (a * g).sum(1).square_().mul_((inputs + outputs) * limits.eps)
+    off += a.sum(1).square_().mul_(outputs * limits.tiny) + g.sum(1).square_().mul_(inputs * limits.tiny)
+    return entering.mul_(returning).sum((1, 2)).add_(off)
 
 
 def prefers_gram(inputs: int, outputs: int, pixels: int) -> bool:

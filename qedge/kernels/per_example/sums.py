@@ -26,6 +26,15 @@ class ExampleSums(Protocol):
         """
 
 
+def squared_norms(rows: torch.Tensor) -> torch.Tensor:
+    """The squared norm of each row, [rows], never less: what squares that are too small for the type may have lost is added.
+
+    Else a gradient with a norm of 1e-23, which is a lot beside a bound of 1e-30 or before a factor of 1e19, would pass as one of zero.
+    """
+    squares: torch.Tensor = torch.linalg.vecdot(rows, rows).add_(rows.shape[1] * torch.finfo(rows.dtype).tiny)
+    return squares
+
+
 def factors(squares: torch.Tensor, bound: float) -> torch.Tensor:
     """What each gradient is multiplied with, [rows], by the squares of their norms."""
     return (bound / squares.sqrt()).clamp_(max=1.0)
@@ -56,7 +65,7 @@ class LoopSums:
                 gradient = self.gradient(features[row : row + 1], labels[row : row + 1])
             except ModelError:  # as private as the row
                 continue
-            square = gradient.square().sum()
+            square = squared_norms(gradient[None])[0]
             if bool(torch.isfinite(square)):
                 total.add_(gradient * factors(square, bound))
         return total
