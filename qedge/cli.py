@@ -35,7 +35,7 @@ for group in (budget, receipt, log):
 @command(main)
 @click.argument("job", required=False, type=click.Path())
 @click.option("--resume", metavar="RUN", help="Go on with a run that was cut off.")
-@click.option("--backend", default="ray", show_default=True, help="ray, or serial: this process, no Ray, the same bits.")
+@click.option("--backend", default="ray", show_default=True, help="ray, or serial: this process, no Ray.")
 @click.option("--profile", is_flag=True, help="Show where the time of a round went.")
 def train(context: Context, job: str | None, resume: str | None, backend: str, *, profile: bool) -> Facts:
     """Train the job of a YAML file, or go on with a run."""

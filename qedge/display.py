@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qedge.federated.events import ClientsFailed, Event, KernelReplaced, Phase, RoundFinished, SumLost, WentBack
 from qedge.federated.profile import PHASES as PROFILED
-from qedge.privacy.filter import most_epsilon, rounded_down
+from qedge.privacy.filter import least_epsilon, most_epsilon, rounded_down
 from qedge.privacy.ledger_events import Scope
 from qedge.privacy.statement import Line
 from qedge.uncertainty import plus_minus
@@ -45,8 +45,9 @@ PHASES = {
 
 _DIGEST = re.compile(r"(?<!ed25519:)\b([0-9a-f]{12})[0-9a-f]{52,}\b")
 _BUDGETS = (
-    "a new job: the most epsilon it may ask, at the scope's delta. Costs add as Rényi\n"
-    "divergence at the scope's order, so the two may come to more than the cap."
+    "a new job: more than the first and at most the second, at the scope's delta. Costs\n"
+    "add as Rényi divergence at the scope's order, so that with what is spent it may\n"
+    "come to more than the cap; small jobs need a scope with a higher order."
 )
 
 
@@ -165,6 +166,7 @@ def show_budgets(console: Console, scopes: Sequence[Scope]) -> list[dict[str, ob
             "spent": scope.spent,
             "reserved": scope.reserved,
             "new_job_epsilon": most_epsilon(scope),
+            "least_job_epsilon": least_epsilon(scope),
         }
         for scope in scopes
     ]
@@ -175,7 +177,7 @@ def show_budgets(console: Console, scopes: Sequence[Scope]) -> list[dict[str, ob
             number(one.epsilon),
             number(one.spent),
             number(one.reserved),
-            rounded_down(most_epsilon(one)) if most_epsilon(one) else "none",
+            f"{number(least_epsilon(one))} to {rounded_down(most_epsilon(one))}" if most_epsilon(one) else "none",
             one.delta,
             one.order,
         )
@@ -208,10 +210,14 @@ def show_statistics(console: Console, result: QueryResult) -> None:
     """Print the numbers of a query with their intervals, what these cover, and what it cost."""
     lines = result.lines()
     rows = [(*map(_plainly, line[:2]), number(line.value), f"{number(line.low)} to {number(line.high)}") for line in lines[:LINES_SHOWN]]
-    rest = len(lines) - len(rows)
+    rows += [(_plainly(str(one["title"])), "nothing found", None, None) for one in result.answers if not one["estimates"]]
+    rest = len(lines) - min(len(lines), LINES_SHOWN)
     more = f"… and {rest} more (--output FILE for all)" if rest else ""
     table(console, "answers", ("statistic", "of", "value", "interval, 95 %"), rows, more=more)
     console.print(result.intervals, highlight=False)
+    for one in result.answers:
+        if one["note"]:
+            console.print(_plainly(f"{one['title']}: {one['note']}"), highlight=False)
     shown: dict[str, object] = {"run": result.run_id, "clients": result.clients, "rows a client, at most": result.statement["max_rows"]}
     if result.epsilon is not None:
         shown |= {"epsilon": number(result.epsilon), "delta": result.delta, "against": result.statement["adversary"]}

@@ -146,6 +146,8 @@ def test_a_budget_says_what_a_new_job_may_ask_and_such_a_job_is_held(qedge):
     _, shown = qedge("budget", "show", "wine")
     (scope,) = shown["scopes"]
     assert scope["new_job_epsilon"] > 10 - scope["reserved"], "epsilons do not subtract"
+    too_little, refused = qedge("train", _job(privacy={"epsilon": scope["least_job_epsilon"]}), "--backend", "serial")
+    assert (too_little.exit_code, refused["error"]["code"]) == (2, "privacy.invalid")
     too_much, refused = qedge("train", _job(privacy={"epsilon": scope["new_job_epsilon"] + 0.2}), "--backend", "serial")
     assert (too_much.exit_code, refused["error"]["code"]) == (2, "privacy.budget-exceeded")
     assert refused["error"]["new_job_epsilon"] == scope["new_job_epsilon"]

@@ -24,6 +24,7 @@ from qedge.cli import main
 from qedge.config import load
 from qedge.job import TrainingJob
 from qedge.job.search_space import SearchJob
+from qedge.privacy.accounting import allowance, frozen_order
 from tests.readme_tables import README, render
 
 TEXT = README.read_text()
@@ -98,7 +99,20 @@ def test_the_query_of_the_readme_is_answered(tmp_path: Path):
     values = {(one["title"], number["of"]): number["value"] for one in answer["answers"] for number in one["estimates"]}
     assert abs(values["count", "rows"] - 12_000) < 6_000
     assert 60 < values["quantile heart_rate", "quantile 0.5"] < 100
-    assert answer["epsilon"] <= 1
+    assert answer["epsilon"] <= yaml.safe_load((tmp_path / "stats.yaml").read_text())["privacy"]["epsilon"]
+
+
+def test_the_query_and_the_job_of_the_readme_fit_the_budget_that_it_sets():
+    job, asked = (yaml.safe_load(next(body for body in YAML if word in body)) for word in ("name: activity", "statistics:"))
+    (line,) = [line for line in CONSOLE if "budget set phones" in line]
+    epsilon, delta = (float(line.split(option)[1].split()[0]) for option in ("--epsilon", "--delta"))
+    order = frozen_order(epsilon, delta)
+    room = allowance(epsilon, delta, order)
+    for privacy in (job["privacy"], asked["privacy"]):
+        assert (privacy["budget"], privacy["delta"]) == ("phones", delta)
+        needs = allowance(privacy["epsilon"], delta, order)
+        assert 0 < needs <= room
+        room -= needs
 
 
 def test_the_readmes_search_goes_with_its_job_where_that_is_evaluated_on_public_rows():

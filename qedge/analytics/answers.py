@@ -180,4 +180,4 @@ def _hunted(hunt: Hunt) -> tuple[tuple[Estimate, ...], float, str]:
 
 
 def _text(value: bytes, length: int) -> str:
-    return value.decode(errors="replace") + ("…" if len(value) == length else "")
+    return value.decode(errors="ignore") + ("…" if len(value) == length else "")

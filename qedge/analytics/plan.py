@@ -158,7 +158,10 @@ def plan_query(query: Query, clients: int, order: int | None) -> QueryPlan:
     if query.secure_aggregation is not None:
         plan = _in_shares(plan, query, query.secure_aggregation.groups(clients))
     if not _is_exact(plan, query, privacy.epsilon):
-        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; past about 40 the noise protects nothing that could be proved")
+        raise InvalidPrivacy(
+            f"privacy.epsilon is {privacy.epsilon}; with so little noise nothing could be proved; accepted: less, as 10",
+            given=privacy.epsilon,
+        )
     return plan
 
 
@@ -194,8 +197,9 @@ def _charge(shares: Sequence[Fraction], nanos: int, order: int, privacy: QueryPr
     if multiplier > math.sqrt(MAX_VARIANCE) / len(shares):
         least = epsilon_of(1, order, privacy.delta)
         raise InvalidPrivacy(
-            f"privacy.epsilon is {privacy.epsilon}: too small for what is asked, at delta {privacy.delta} and the scope's order {order}; "
-            f"accepted: well above {least:.4g}, or fewer statistics",
+            f"privacy.epsilon is {privacy.epsilon}: too small at delta {privacy.delta} and order {order}, which is frozen with the scope: "
+            f"there the least of releases counts {least:.4g}; accepted: well above that, or a scope of its own with a higher order "
+            "(`qedge budget set --order`)",
             given=privacy.epsilon,
         )
     bounds = bounds_of(shares, multiplier, _DEVIATION)

@@ -6,7 +6,8 @@ from the answers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,17 @@ def _finite(values: Any, name: str) -> Numbers:
 
 def _text(table: Columns, name: str, width: int) -> Texts:
     places, values = tables.categories(tables.column(table, name, "column"), name, "column")
+    if _are_decimals(values):  # as numbers they would have been refused, and nobody shares them anyway
+        raise InvalidValue(f"column '{name}' must hold text or whole numbers; it holds decimals: ask for its quantiles", column=name)
     return _cut([str(value).encode() for value in values], width)[places]
+
+
+def _are_decimals(values: Sequence[str] | Sequence[int]) -> bool:
+    """Whether all are numbers and some are not whole."""
+    try:
+        return any(float(value) != math.floor(float(value)) for value in values)
+    except (ValueError, OverflowError):
+        return False
 
 
 def _as_text(values: npt.NDArray[Any], name: str, width: int) -> Texts:

@@ -111,6 +111,11 @@ def most_epsilon(scope: Scope) -> float:
     return epsilon_of(left, scope.order, scope.delta) if _reserved(scope) else scope.epsilon
 
 
+def least_epsilon(scope: Scope) -> float:
+    """What the conversion at the scope's delta and order counts before anything is released: a job asks more, or nothing."""
+    return max(0.0, epsilon_of(0, scope.order, scope.delta))
+
+
 def refuse_over_budget(scope: Scope, plan: Plan) -> None:
     """The filter: held + committed + plan at the frozen order, against the most that converts to the budget.
 

@@ -388,7 +388,10 @@ class Ledger:
             raise ScopeConflict(f"these data belong to several scopes ({', '.join(owners)}); a job charges one", scopes=owners)
         if owners and named not in (None, owners[0]):
             raise ScopeConflict(
-                f"these data belong to scope '{owners[0]}', not to '{named}'; charge '{owners[0]}'", scope=owners[0], given=named
+                f"these data belong to scope '{owners[0]}', not to '{named}': it has seen a column, rows or clients' ids of theirs; "
+                f"charge '{owners[0]}', or rename ids that are others' only by chance",
+                scope=owners[0],
+                given=named,
             )
         name = owners[0] if owners else named
         return self._chain.books.scopes.get(name) if name else None

@@ -94,3 +94,25 @@ def test_a_query_over_a_column_that_is_not_there_names_the_nearest(qedge):
     result, answer = qedge("query", _file(**changes), "--backend", "serial")
     assert (result.exit_code, answer["error"]["code"]) == (2, "data.not-found")
     assert "did you mean 'alcohol'?" in answer["error"]["message"]
+
+
+def test_a_search_that_finds_nothing_says_so_and_what_it_could_have_missed(qedge):
+    hunt = {"kind": "heavy-hitters", "column": "word", "length": 4, "most": 5}
+    Path("words.csv").write_text("who,word,share\n" + "".join(f"p{row},w{row},{row / 3}\n" for row in range(60)))
+    asked = query_of(hunt, data={"source": str(Path("words.csv").resolve()), "client": "who"}, privacy={"epsilon": 4, "delta": 1e-3})
+    Path("stats.yaml").write_text(yaml.safe_dump(asked.plain()))
+    result, answer = qedge("query", "stats.yaml", "--backend", "serial")
+    assert (result.exit_code, answer["answers"][0]["estimates"]) == (0, [])
+    said = " ".join(result.stderr.split())
+    assert "nothing found" in said
+    assert "rows have may be missed" in said
+
+
+def test_decimals_are_no_words_to_hunt_for(qedge):
+    hunt = {"kind": "heavy-hitters", "column": "share", "length": 4, "most": 5}
+    Path("words.csv").write_text("who,word,share\n" + "".join(f"p{row},w{row},{row / 3}\n" for row in range(60)))
+    asked = query_of(hunt, data={"source": str(Path("words.csv").resolve()), "client": "who"}, privacy={"epsilon": 4, "delta": 1e-3})
+    Path("stats.yaml").write_text(yaml.safe_dump(asked.plain()))
+    result, answer = qedge("query", "stats.yaml", "--backend", "serial")
+    assert (result.exit_code, answer["error"]["code"]) == (2, "data.invalid-value")
+    assert "decimals" in answer["error"]["message"]
