@@ -159,7 +159,7 @@ def plan_query(query: Query, clients: int, order: int | None) -> QueryPlan:
         plan = _in_shares(plan, query, query.secure_aggregation.groups(clients))
     if not _is_exact(plan, query, privacy.epsilon):
         raise InvalidPrivacy(
-            f"privacy.epsilon is {privacy.epsilon}; with so little noise nothing could be proved; accepted: less, as 10",
+            f"privacy.epsilon is {privacy.epsilon}; so little noise protects nothing that could be proved; accepted: less, as 10",
             given=privacy.epsilon,
         )
     return plan
