@@ -79,7 +79,9 @@ def _plan(privacy: Privacy, coarse: SumGrid, rounds: int, order: int | None, uni
     )
     NoisySteps(grid, variance, rate, steps, rows)  # refuses noise that cannot be drawn
     if not guarantee.is_exact_at(privacy.epsilon):
-        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; so little noise protects nothing that could be proved; accepted: less, as 10")
+        raise InvalidPrivacy(
+            f"privacy.epsilon is {privacy.epsilon}; so little noise protects nothing that could be proved; accepted: less, as 10"
+        )
     return guarantee
 
 

@@ -66,7 +66,9 @@ def plan_guarantee(job: TrainingJob, clients: int, params: int, order: int | Non
     if scaled:
         guarantee = replace(guarantee, scaling=_scaling(guarantee, 2 * len(job.data.ranges or {}), scaled / share))
     if not guarantee.is_exact_at(privacy.epsilon):
-        raise InvalidPrivacy(f"privacy.epsilon is {privacy.epsilon}; so little noise protects nothing that could be proved; accepted: less, as 10")
+        raise InvalidPrivacy(
+            f"privacy.epsilon is {privacy.epsilon}; so little noise protects nothing that could be proved; accepted: less, as 10"
+        )
     return guarantee
 
 
