@@ -65,6 +65,9 @@ class Connection(AbstractContextManager["Connection"]):
 
         if self._owned and ray.is_initialized():
             ray.shutdown()
+            if (serve := sys.modules.get("ray.serve.context")) is not None:
+                # It keeps its client by the number of the job, which is 1 again in the next cluster.
+                serve._set_global_client(None)
         if self._folder is not None:
             end_processes(self._folder)
         environment.put_environment(self._before)

@@ -1,4 +1,4 @@
-"""qedge: private federated learning and edge inference as one Ray application."""
+"""qedge: private federated learning, hybrid quantum models and edge inference as one Ray application."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qedge.job import Query, TrainingJob
+    from qedge.runs.quantum import QuantumRun, solve
     from qedge.runs.query import QueryResult, query
     from qedge.runs.training import TrainingResult, train
 
-__all__ = ["Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "train"]
+__all__ = ["QuantumRun", "Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "solve", "train"]
 __version__ = "0.1.0"
 
 _HOME = {
+    "QuantumRun": "qedge.runs.quantum",
     "Query": "qedge.job",
     "QueryResult": "qedge.runs.query",
     "TrainingJob": "qedge.job",
     "TrainingResult": "qedge.runs.training",
     "query": "qedge.runs.query",
+    "solve": "qedge.runs.quantum",
     "train": "qedge.runs.training",
 }
 

@@ -139,3 +139,16 @@ def _refuse_no_folder(home: Path) -> None:
     if not place.is_dir():
         what = "is" if place == home else f"cannot be in {place}, which is"
         raise HomeUnusable(f"QEDGE_HOME {home} {what} no folder; give one that is, or that can be made", home=str(home))
+
+
+def rates(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> tuple[tuple[str, object], ...]:
+    """Each "depolarizing=0.01" as a name and a number, "readout=0.02,0.05" and "readout=0.02" as a name and two."""
+    found: list[tuple[str, object]] = []
+    for one in given:
+        kind, _, rate = one.partition("=")
+        try:
+            rates = [float(part) for part in rate.split(",")]
+            found.append((kind, (rates * 2)[:2] if kind == "readout" and len(rates) < 3 else rates[0] if len(rates) == 1 else rates))
+        except ValueError:
+            raise click.BadParameter(f"'{one}' is not of the form depolarizing=0.01") from None
+    return tuple(found)

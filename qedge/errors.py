@@ -25,6 +25,14 @@ QEdgeError
 │   │   ├── UnsupportedMediaType a body that is not JSON by its own word
 │   │   ├── UnknownPath          no such endpoint
 │   │   └── MethodNotAllowed     an endpoint that does not take this method
+│   ├── QuantumError             a quantum job that cannot be carried out as asked
+│   │   ├── UnknownBackend       no such backend, or one that is not installed
+│   │   ├── BackendUnavailable   a backend that lacks a token, or cannot do what is asked of it
+│   │   ├── TooManyQubits        it would not fit in memory
+│   │   ├── InvalidHamiltonian   not Hermitian, or a molecule that is not supported
+│   │   ├── InvalidProblem       a graph or QUBO that is empty, disconnected or not finite
+│   │   ├── InvalidCircuit       a circuit that cannot be read (line and column) or run
+│   │   └── GateBudgetExceeded   more gates than were allowed
 │   ├── PortInUse                the port is taken
 │   ├── AddressUnreachable       the Ray address or the endpoint does not answer
 │   ├── HomeUnusable             QEDGE_HOME cannot be written, or is on the wrong node of a cluster
@@ -38,6 +46,7 @@ QEdgeError
     ├── Fenced                   another coordinator has taken the run over
     ├── SumAborted               a secure sum that too few came through; nothing of it was opened
     ├── MessageRefused           a message of a secure sum that is not what the protocol or a policy allows
+    ├── WorkersLost              quantum workers died or were late again and again; a batch has no answers
     ├── StorageFull              the disk is full or failing; what was written is whole
     ├── Overloaded               the endpoint has no room for the request now
     └── RegistryUnavailable      MLflow does not answer; the run is kept and published later
@@ -217,6 +226,54 @@ class MethodNotAllowed(InvalidRequest):
     code = "request.method"
 
 
+class QuantumError(Refused):
+    """A quantum job that cannot be carried out as asked."""
+
+    code = "quantum.refused"
+
+
+class UnknownBackend(QuantumError):
+    """No backend of that name is installed."""
+
+    code = "quantum.unknown-backend"
+
+
+class BackendUnavailable(QuantumError):
+    """A backend that lacks a token or a package, or cannot do what is asked of it."""
+
+    code = "quantum.backend-unavailable"
+
+
+class TooManyQubits(QuantumError):
+    """A state that would not fit in memory."""
+
+    code = "quantum.too-many-qubits"
+
+
+class InvalidHamiltonian(QuantumError):
+    """An operator that is not Hermitian, or a molecule that is not supported."""
+
+    code = "quantum.hamiltonian"
+
+
+class InvalidProblem(QuantumError):
+    """A graph or QUBO that is empty, disconnected or not finite."""
+
+    code = "quantum.problem"
+
+
+class InvalidCircuit(QuantumError):
+    """A circuit that cannot be read, or not be run here."""
+
+    code = "quantum.circuit"
+
+
+class GateBudgetExceeded(QuantumError):
+    """More gates, after compilation, than were allowed."""
+
+    code = "quantum.gate-budget"
+
+
 class PortInUse(Refused):
     """The port is taken by another process."""
 
@@ -318,6 +375,12 @@ class MessageRefused(Failed):
     """A message of a secure sum that the protocol, or the receiver's own policy, does not allow."""
 
     code = "secure.message-refused"
+
+
+class WorkersLost(Failed):
+    """Quantum workers that died, or were late, so often that a batch of circuits was given up."""
+
+    code = "quantum.workers-lost"
 
 
 class StorageFull(Failed):

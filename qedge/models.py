@@ -1,4 +1,4 @@
-"""Torch models from a job's `model`: linear, mlp, cnn, or a function of the user's own; and their weights as one flat vector.
+"""Torch models from a job's `model`: linear, mlp, cnn, hybrid, or a function of the user's own; and their weights as one flat vector.
 
 Weights travel between server and clients as that vector alone. So a model may keep no other state that training changes
 (running statistics would stay behind on each client), and all of its parameters are trained.
@@ -21,6 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from qedge.errors import LabelMismatch, ModelError
 from qedge.job import Model
+from qedge.quantum.qnn.layer import QuantumLayer, hybrid
 
 Vector = npt.NDArray[np.float32]
 _INSTEAD = "accepted instead: GroupNorm or LayerNorm"
@@ -85,6 +86,10 @@ def _cnn(model: Model, features: int, classes: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(depth * height * width, classes))
 
 
+def _hybrid(model: Model, features: int, classes: int) -> nn.Module:
+    return hybrid(features, classes, QuantumLayer(model.qubits, model.layers, embedding=model.embedding, reupload=model.reupload))
+
+
 def _image(model: Model, features: int) -> tuple[int, int, int]:
     side = math.isqrt(features)
     if model.image is None and side * side != features:
@@ -95,7 +100,7 @@ def _image(model: Model, features: int) -> tuple[int, int, int]:
     return image
 
 
-_BUILDERS: dict[str, Callable[[Model, int, int], nn.Module]] = {"linear": _linear, "mlp": _mlp, "cnn": _cnn}
+_BUILDERS: dict[str, Callable[[Model, int, int], nn.Module]] = {"linear": _linear, "mlp": _mlp, "cnn": _cnn, "hybrid": _hybrid}
 
 
 def users_function(path: str, what: str) -> Callable[..., object]:

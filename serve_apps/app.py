@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+    from qedge.quantum.execution import Executor
+
 APPLICATION = "qedge"
 DEPLOYMENT = "InferenceDeployment"
 _ANSWER_TIMEOUT_S = 60.0
+_CIRCUITS_TIMEOUT_S = 300.0
 _REQUESTS_AT_ONCE = 256
 
 
@@ -62,7 +65,7 @@ class Inference:
     def __init__(self) -> None:
         from actors.metrics import record
 
-        self._server = InferenceServer(record=record)
+        self._server = InferenceServer(record=record, make_executor=_circuits)
         self._plan: Plan | None = None
 
     async def reconfigure(self, config: dict[str, object]) -> None:
@@ -82,6 +85,16 @@ class Inference:
         if self._plan is None:
             raise Failed("the replica has no plan yet")
         return State(self._plan, self._server.failures)
+
+
+def _circuits(workers: int) -> Executor:
+    """Quantum workers beside the replica."""
+    import torch
+
+    from actors.quantum_executor import RayExecutor
+
+    torch.set_num_threads(1)  # in the replica, beside whatever else runs on its node
+    return RayExecutor(None, workers=workers, deadline_s=_CIRCUITS_TIMEOUT_S)
 
 
 def build(plan: Plan, replicas: int) -> Application:
@@ -113,7 +126,7 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
         Failed: the endpoint did not answer in a minute.
     """
     model = replace(model, folder=str(Path(model.folder).resolve()), key=model.key or _own_key(settings))
-    ServedModel.load(model)
+    refuse_unfit(model)
     with serve_starting(settings):
         before = _endpoint(settings)
         plan = before.model_copy(update=_limits(settings) | {"models": before.models | {model.name: model}})
@@ -124,6 +137,16 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
             raise error
         _await_answer(plan.url, model)
         return plan.url
+
+
+def refuse_unfit(model: ModelFolder) -> None:
+    """Refuse a model that does not hold, before anything is touched."""
+    if model.quantum is None:
+        ServedModel.load(model)
+        return
+    from serve_apps.quantum import refuse_backend
+
+    refuse_backend(model)
 
 
 def undeploy(settings: Settings, name: str) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import onnxruntime
@@ -25,11 +26,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from qedge.audit.receipt import Receipt, verify
 from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QEdgeError, ReceiptTampered, UnknownModel, nearest
 from qedge.monitoring.metrics import ignore
+from qedge.quantum.backend import Backend
 from qedge.security.keys import public_key
 from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
 
 GRAPH = "model.onnx"
 RECEIPT = "receipt.json"
+if TYPE_CHECKING:
+    from serve_apps.quantum import MakeExecutor
+
 PLATFORM = "onnx_onnxruntime"
 _NOWHERE = f"{os.devnull}/"  # else a graph given as bytes looks for external weights in the working directory
 _ENVELOPE = 1024  # parts that a request may have beside its data: names, outputs, parameters
@@ -92,13 +97,25 @@ class InferenceRequest(_Part):
 
 
 @dataclass(frozen=True)
+class OnBackend:
+    """What a quantum layer runs on, and by how many workers."""
+
+    backend: Backend
+    workers: int = 1
+
+
+@dataclass(frozen=True)
 class ModelFolder:
-    """Where a version of a model lies, and the public key (hex) its receipt must be signed with; None: the receipt's own."""
+    """Where a version of a model lies, and the public key (hex) its receipt must be signed with; None: the receipt's own.
+
+    quantum: where its quantum layer is to run; None: inside the graph.
+    """
 
     name: str
     version: str
     folder: str
     key: str | None = None
+    quantum: OnBackend | None = None
 
 
 class Record(Protocol):
@@ -109,7 +126,9 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A verified model, loaded: `inputs` and `outputs` as the graph declares them."""
+    """A verified model, loaded: `inputs` and `outputs` as the graph declares them. slow: not to be answered on an event loop."""
+
+    slow: ClassVar[bool] = False
 
     source: ModelFolder
     receipt: str
@@ -139,6 +158,9 @@ class ServedModel:
         inputs = [TensorSpec.of(node.name, node.type, node.shape) for node in session.get_inputs()]
         outputs = [TensorSpec.of(node.name, node.type, node.shape) for node in session.get_outputs()]
         return cls(source, receipt, session, {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs})
+
+    def close(self) -> None:
+        """Let go of what it holds beside itself: nothing."""
 
     def metadata(self) -> dict[str, JsonValue]:
         """Name, version, platform and tensors; model card facts under `parameters`."""
@@ -237,7 +259,13 @@ class InferenceServer:
     """The models a replica serves. A model is replaced whole: a request that has begun ends on the version it began with."""
 
     def __init__(
-        self, *, max_body_bytes: int = 4 * 2**20, max_batch_rows: int = 4096, read_timeout_s: float = 30.0, record: Record = ignore
+        self,
+        *,
+        max_body_bytes: int = 4 * 2**20,
+        max_batch_rows: int = 4096,
+        read_timeout_s: float = 30.0,
+        record: Record = ignore,
+        make_executor: MakeExecutor | None = None,
     ) -> None:
         self.max_body_bytes = max_body_bytes
         self.read_timeout_s = read_timeout_s
@@ -245,6 +273,7 @@ class InferenceServer:
         self.failures: dict[str, QEdgeError] = {}
         self._models: dict[str, ServedModel] = {}
         self._record = record
+        self._make_executor = make_executor
 
     def serve(self, sources: Iterable[ModelFolder]) -> None:
         """Serve exactly these. One that does not hold is left out and noted in `failures`; its predecessor stays served."""
@@ -257,7 +286,7 @@ class InferenceServer:
                 continue
             began = time.perf_counter()
             try:
-                models[source.name] = ServedModel.load(source)
+                models[source.name] = self._load(source)
             except QEdgeError as error:
                 failures[source.name] = error
                 if served is not None:
@@ -265,8 +294,20 @@ class InferenceServer:
                 self._record("qedge_models_refused_total", 1, model=source.name, code=error.code)
             else:
                 self._record("qedge_model_load_seconds", time.perf_counter() - began, model=source.name)
+        replaced = [model for name, model in self._models.items() if models.get(name) is not model]
         self._models, self.failures = models, failures
+        for model in filter(lambda one: one.slow, replaced):  # beside what goes on: it may have to wait for a request that it answers
+            threading.Thread(target=model.close, name=f"close-{model.source.name}", daemon=True).start()
         self._record("qedge_models_served", len(models))
+
+    def _load(self, source: ModelFolder) -> ServedModel:
+        if source.quantum is None:
+            return ServedModel.load(source)
+        from serve_apps.quantum import QuantumServedModel  # PennyLane, which no other model needs
+
+        if self._make_executor is None:
+            raise ModelError(f"{source.name}: this server runs no circuits", model=source.name)
+        return QuantumServedModel.on_backend(source, self._make_executor)
 
     @property
     def served(self) -> dict[str, ModelFolder]:

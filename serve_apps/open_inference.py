@@ -1,7 +1,8 @@
 """The Open Inference Protocol, version 2, over REST with JSON tensors.
 
 Small requests are answered on the event loop, where a hop to a thread would cost more than the work; large ones in a
-thread, so that they delay nobody's health check, and two at a time, because parsed JSON takes many times its bytes.
+thread, so that they delay nobody's health check, and two at a time, because parsed JSON takes many times its bytes. So are those for
+which circuits have to be run.
 
 Source: https://github.com/kserve/open-inference-protocol, `specification/protocol/inference_rest.md`.
 """
@@ -20,7 +21,7 @@ from serve_apps import problems
 from serve_apps.bodies import SMALL_BYTES, Bodies
 from serve_apps.inference import InferenceServer
 
-_LARGE_AT_ONCE = 2
+_LARGE_AT_ONCE, _CIRCUITS_AT_ONCE = 2, 4
 
 
 def build(server: InferenceServer) -> FastAPI:
@@ -31,9 +32,10 @@ def build(server: InferenceServer) -> FastAPI:
     bodies = Bodies(server.read_timeout_s)
     # A pool of its own: a caller who hangs up frees a place only when the thread is done, as a semaphore would not see to.
     pool = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="large-request")
+    circuits = ThreadPoolExecutor(_CIRCUITS_AT_ONCE, thread_name_prefix="circuits")
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         _model_routes(app, server, prefix)
-        _infer_route(app, server, prefix, bodies, pool)
+        _infer_route(app, server, prefix, bodies, pool, circuits)
     return app
 
 
@@ -63,12 +65,16 @@ def _model_routes(app: FastAPI, server: InferenceServer, prefix: str) -> None:
         return _json({"name": source.name, "version": source.version, "ready": True})
 
 
-def _infer_route(app: FastAPI, server: InferenceServer, prefix: str, bodies: Bodies, pool: ThreadPoolExecutor) -> None:
+def _infer_route(
+    app: FastAPI, server: InferenceServer, prefix: str, bodies: Bodies, pool: ThreadPoolExecutor, circuits: ThreadPoolExecutor
+) -> None:
     @app.post(prefix + "/infer")
     async def infer(request: Request) -> Response:
         name, version = _asked(request)
-        server.find(name, version)
+        slow = server.find(name, version).slow
         async with bodies.read(request, server.max_body_bytes) as body:
+            if slow:
+                return await asyncio.get_running_loop().run_in_executor(circuits, _answer, server, name, version, body)
             if len(body) <= SMALL_BYTES:
                 return _answer(server, name, version, body)
             return await asyncio.get_running_loop().run_in_executor(pool, _answer, server, name, version, body)

@@ -14,9 +14,11 @@ from qedge.cli import main
 from qedge.config import Settings
 from qedge.errors import QEdgeError
 from qedge.job import Query, TrainingJob
+from qedge.job.explanation import models_of
 from qedge.job.part import NOW
 from qedge.job.statistics import Statistic
 from qedge.monitoring.metrics import METRICS
+from qedge.quantum import QAOA, QNN, QSVM, VQE, Backend
 
 README = Path(__file__).parent.parent / "README.md"
 _PLACE = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
@@ -74,6 +76,32 @@ def _query() -> str:
     return _table(("key", "default", "what"), rows())
 
 
+def _quantum() -> str:
+    def rows() -> Iterator[tuple[str, ...]]:
+        for part in (VQE, QAOA, QSVM, QNN, Backend):
+            name = part.__name__ if part is not Backend else "`backend` of each"
+            yield f"**{name}**", "", (part.__doc__ or "").strip().splitlines()[0]
+            yield from _parts(part, "" if part is not Backend else "backend.")
+
+    return _table(("key", "default", "what"), rows())
+
+
+def _parts(part: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
+    """As `_keys`, with every arm of a part that there are several kinds of; a graph or QUBO is told and not taken apart."""
+    for name, field in part.model_fields.items():
+        arms = [] if name in ("graph", "qubo") else list(models_of(field.annotation))
+        if arms == [Backend]:
+            continue
+        for arm in arms:
+            yield from _parts(arm, f"{prefix}{name}." if len(arms) == 1 else f"{prefix}{name}, {arm.model_fields['kind'].default}: ")
+        if not arms:
+            literals = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if _is_literal(kind)]
+            values = [value for kind in literals for value in typing.get_args(kind)]
+            default = "" if field.is_required() else f"`{field.get_default(call_default_factory=True)}`"
+            said = [field.description or "", f"one of {', '.join(map(str, sorted(values)))}" if values else ""]
+            yield f"`{prefix}{name}`", default, "; ".join(part for part in said if part)
+
+
 def _keys(part: type[BaseModel], prefix: str) -> Iterator[tuple[str, ...]]:
     for name, field in part.model_fields.items():
         kinds = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if isinstance(kind, type)]
@@ -104,7 +132,15 @@ def _errors() -> str:
     return _table(("code", "exit", "meaning"), walk(QEdgeError))
 
 
-_TABLES = {"commands": _commands, "job": _job, "query": _query, "settings": _settings, "metrics": _metrics, "errors": _errors}
+_TABLES = {
+    "commands": _commands,
+    "job": _job,
+    "query": _query,
+    "quantum": _quantum,
+    "settings": _settings,
+    "metrics": _metrics,
+    "errors": _errors,
+}
 
 if __name__ == "__main__":
     README.write_text(render(README.read_text()))

@@ -56,7 +56,7 @@ def test_every_make_target_in_the_readme_exists():
 
 @pytest.mark.slow
 def test_the_driver_script_of_the_readme_runs(tmp_path: Path):
-    (script,) = PYTHON
+    script = PYTHON[0]
     assert len([line for line in script.splitlines() if line.strip()]) <= 15
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
@@ -64,6 +64,25 @@ def test_the_driver_script_of_the_readme_runs(tmp_path: Path):
     assert 0.5 < float(accuracy) <= 1
     assert float(epsilon) <= 8
     assert len(receipt) == 64
+
+
+@pytest.mark.slow
+def test_the_quantum_script_of_the_readme_runs(tmp_path: Path):
+    (script,) = PYTHON[1:]
+    assert len([line for line in script.splitlines() if line.strip()]) <= 10
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    energy, cut, kernel = done.stdout.splitlines()
+    value, exact = (float(word) for word in energy.split()[:2])
+    assert abs(value - exact) < 1.6e-3
+    for line in (energy, cut, kernel):
+        assert re.search("quantum better|classical better|no difference", line)
+
+
+def test_the_readmes_hybrid_model_goes_with_its_job():
+    job = yaml.safe_load(YAML[0]) | {"model": {"kind": "hybrid", "qubits": 6, "layers": 3}}
+    assert TrainingJob.parse(job).model.qubits == 6
+    assert any(block.get("model") == {"kind": "hybrid", "qubits": 6, "layers": 3} for block in map(yaml.safe_load, YAML))
 
 
 def _phones(folder: Path) -> list[str]:

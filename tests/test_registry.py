@@ -119,14 +119,6 @@ def census(asked: Settings) -> dict[str, object]:
     return seen
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose MLflow database has its tables: creating them takes two seconds."""
-    home = ensure_home(tmp_path_factory.mktemp("template") / "home")
-    with connection(Settings(home=home)):
-        return home
-
-
 @pytest.fixture
 def asked(tmp_path: Path, empty_store: Path) -> Settings:
     home = ensure_home(tmp_path / "a home")

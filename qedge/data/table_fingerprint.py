@@ -48,12 +48,12 @@ Words = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.float64]
 
 
-def table_messages(table: pa.Table | Columns, owner: npt.NDArray[np.int64]) -> tuple[bytes, ...]:
+def table_messages(table: pa.Table | Columns, owner: npt.NDArray[np.int64] | None) -> tuple[bytes, ...]:
     """One message for the whole content, one for how it is dealt, and one for each particular column, equal columns once; one column at a
     time is looked at.
 
-    owner: whose each row is, [rows] places among the clients. Numbers count as float32, text that is all numbers as numbers: as which of
-    the two a CSV is read depends on the job.
+    owner: whose each row is, [rows] places among the clients; None where nothing is dealt to any. Numbers count as float32, text that is
+    all numbers as numbers: as which of the two a CSV is read depends on the job.
     """
     rows = np.zeros(table.num_rows, np.uint64)
     columns: dict[bytes, None] = {}
@@ -63,7 +63,8 @@ def table_messages(table: pa.Table | Columns, owner: npt.NDArray[np.int64]) -> t
             rows += _mixed(words)
             if message is not None:
                 columns[_COLUMN + message] = None
-    return (_CONTENT + _digest(np.sort(rows)), _DEALT + _digest(np.sort(_of_owners(rows, owner))), *columns)
+    dealt = () if owner is None else (_DEALT + _digest(np.sort(_of_owners(rows, owner))),)
+    return (_CONTENT + _digest(np.sort(rows)), *dealt, *columns)
 
 
 def content_and_dealing(identity: Sequence[bytes]) -> tuple[bytes, bytes] | None:

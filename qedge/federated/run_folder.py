@@ -1,7 +1,7 @@
 """The folder of one run: where each of its files lies, and how its plain ones are written and read.
 
 runs/<run>/                 0700
-  job.json                  the job as it was asked for; of a query: query.json
+  job.json                  the job as it was asked for; of a query: query.json; of a quantum job: quantum.json
   record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
   secret.key                the run's key, 0600 (cohorts, batches, rounding)
   releases.wal              noised sums not yet covered by the checkpoint
@@ -32,7 +32,7 @@ from qedge.storage import storage_errors, sync_folder, write_atomically
 
 Json = dict[str, JsonValue]
 KEY_BYTES = 32
-JOB, QUERY = "job.json", "query.json"
+JOB, QUERY, QUANTUM = "job.json", "query.json", "quantum.json"
 
 
 class RunFolder:
@@ -66,7 +66,7 @@ class RunFolder:
             UnknownRun: there is none; the message offers the nearest.
         """
         folder = cls(home, run)
-        if not (folder.path / JOB).exists() and not folder.is_query:
+        if not any((folder.path / name).exists() for name in (JOB, QUERY, QUANTUM)):
             raise UnknownRun(f"no run '{run}' under {home / 'runs'}; {nearest(run, run_ids(home)) or 'there are none'}", run=run)
         return folder
 
@@ -87,12 +87,19 @@ class RunFolder:
         """Whether it asks for statistics, and trains nothing."""
         return (self.path / QUERY).exists()
 
+    @property
+    def is_quantum(self) -> bool:
+        """Whether it is a quantum job, and has no rounds."""
+        return (self.path / QUANTUM).exists()
+
     def job(self) -> TrainingJob:
         """The job that was asked for.
 
         Raises:
-            UnknownRun: it is a query.
+            UnknownRun: it is a query, or a quantum job.
         """
+        if self.is_quantum:
+            raise UnknownRun(f"run '{self.run}' is a quantum job; it has no rounds to go on with", run=self.run)
         if self.is_query:
             raise UnknownRun(f"run '{self.run}' is a query and trains nothing; go on with it by `qedge query --resume`", run=self.run)
         return TrainingJob.parse(self.read(JOB))
@@ -103,6 +110,8 @@ class RunFolder:
         Raises:
             UnknownRun: it is a training job.
         """
+        if self.is_quantum:
+            raise UnknownRun(f"run '{self.run}' is a quantum job; it has no rounds to go on with", run=self.run)
         if not self.is_query:
             raise UnknownRun(f"run '{self.run}' trains a model; go on with it by `qedge train --resume`", run=self.run)
         return Query.parse(self.read(QUERY))
@@ -209,5 +218,5 @@ def mapping(value: JsonValue) -> Json:
 
 def run_ids(home: Path) -> list[str]:
     """All runs of a home, oldest first."""
-    asked = [path for name in (JOB, QUERY) for path in (home / "runs").glob(f"[!.]*/{name}")]
+    asked = [path for name in (JOB, QUERY, QUANTUM) for path in (home / "runs").glob(f"[!.]*/{name}")]
     return [path.parent.name for path in sorted(asked, key=lambda path: path.stat().st_mtime_ns)]

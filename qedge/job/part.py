@@ -13,14 +13,14 @@ LATER = {
     "aggregation": {"median", "trimmed-mean", "krum", "multi-krum", "geometric-median", "norm-bound"},
     "cohort.sampling": set(),
     "privacy.unit": set(),
-    "model.kind": {"hybrid"},
+    "model.kind": set(),
 }
 NOW = {
     "algorithm.kind": {"fedavg", "fedprox", "fedadagrad", "fedadam", "fedyogi", "scaffold", "fedbuff"},
     "aggregation": {"mean"},
     "cohort.sampling": {"cyclic", "oort", "poisson", "power-of-choice", "resource", "stratified", "uniform"},
     "privacy.unit": {"client", "example"},
-    "model.kind": {"linear", "mlp", "cnn"},
+    "model.kind": {"linear", "mlp", "cnn", "hybrid"},
 }
 
 

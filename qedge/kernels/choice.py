@@ -12,6 +12,7 @@ from qedge.job import Algorithm
 from qedge.kernels.batches import ClientBatches, LocalSGD, plan, single_thread
 from qedge.kernels.convolutional import ConvolutionalKernel
 from qedge.kernels.gram import GramKernel
+from qedge.kernels.hybrid import StackedHybridKernel
 from qedge.kernels.own_loop import OwnLoopKernel
 from qedge.kernels.sequential import SequentialKernel
 from qedge.kernels.stacked import StackedKernel
@@ -47,6 +48,8 @@ def kernels_for(
     if layers is not None:
         if not private and algorithm.kind != "scaffold":
             kernels["gram"] = GramKernel(layers, sgd)
+    elif (hybrid := StackedHybridKernel.of(module, sgd, apart=private)) is not None:
+        kernels["stacked"] = hybrid
     elif (convolutional := ConvolutionalKernel.of(module, sgd)) is not None:
         kernels["convolutional"] = convolutional
     elif not private and (vmapped := VmappedKernel.of(module, sgd, features, classes)) is not None:

@@ -19,7 +19,7 @@ _LEAST_PADDED = 16
 
 
 @dataclass(frozen=True)
-class _Batch:
+class Batch:
     """One step's rows of every client that takes it."""
 
     rows: torch.Tensor  # [clients, rows, features]; rows past a client's batch are zero
@@ -31,9 +31,9 @@ class _Batch:
         """All that it holds."""
         return self.rows, self.columns, self.targets, self.share
 
-    def twice(self) -> _Batch:
+    def twice(self) -> Batch:
         """The same rows for two clients."""
-        return _Batch(*(torch.cat([tensor, tensor]) for tensor in self.tensors()))
+        return Batch(*(torch.cat([tensor, tensor]) for tensor in self.tensors()))
 
 
 class _Group:
@@ -65,7 +65,7 @@ class _Group:
         wanted = sum(self.active[step] for step in distinct) * rows * self.features.shape[1] * 8  # bytes, twice float32
         self.gathered = self._gather(distinct) if wanted <= GATHERED_BYTES else {}
 
-    def batches(self) -> Iterator[tuple[int, _Batch]]:
+    def batches(self) -> Iterator[tuple[int, Batch]]:
         """For each step, how many clients take it and what they see."""
         for step, active in enumerate(self.active):
             yield active, self.gathered.get(self.same_as[step]) or self._gather([step])[step]
@@ -76,7 +76,7 @@ class _Group:
         held = sum(tensor.nbytes for batch in self.gathered.values() for tensor in batch.tensors())
         return held + self.features.nbytes + self.labels.nbytes + self.order.nbytes
 
-    def _gather(self, steps: Sequence[int]) -> dict[int, _Batch]:
+    def _gather(self, steps: Sequence[int]) -> dict[int, Batch]:
         """The batches of several steps, by a few operations over all of them."""
         order = np.concatenate([self.order[step, : self.active[step]] for step in steps])
         blocks, rows = order.shape
@@ -86,10 +86,10 @@ class _Group:
         block, row = np.nonzero(real)
         targets[block, self.labels[order[block, row]], row] = share[block, row]
         taken = torch.from_numpy(self.features.take(order, axis=0))
-        whole = _Batch(taken, taken.transpose(1, 2).contiguous(), torch.from_numpy(targets), torch.from_numpy(share).unsqueeze(1))
+        whole = Batch(taken, taken.transpose(1, 2).contiguous(), torch.from_numpy(targets), torch.from_numpy(share).unsqueeze(1))
         sizes = [self.active[step] for step in steps]
         parts = zip(*(torch.split(tensor, sizes) for tensor in whole.tensors()), strict=True)
-        return {step: _Batch(*part) for step, part in zip(steps, parts, strict=True)}
+        return {step: Batch(*part) for step, part in zip(steps, parts, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -168,11 +168,20 @@ class StackedKernel:
         self.sgd = sgd
         self.apart = apart
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Of each parameter, in the module's order, as a matrix."""
+        return [shape for wide, out in self.layers for shape in ((out, wide), (out, 1))]
+
+    def padded(self, rows: int) -> int:
+        """To how many rows a batch of so many is filled up."""
+        return padded(rows)
+
     @torch.no_grad()
     def prepare(self, chunk: Sequence[ClientBatches]) -> StackedChunk:
         """See `Kernel.prepare`."""
         sizes = {k: client.steps.shape[1] for k, client in enumerate(chunk) if client.steps.size}
-        wanted = {k: padded(size) if self.apart else max(sizes.values()) for k, size in sizes.items()}
+        wanted = {k: self.padded(size) if self.apart else max(sizes.values()) for k, size in sizes.items()}
         classes = self.layers[-1][1]
         groups = [_Group(chunk, [k for k, size in wanted.items() if size == rows], rows, classes) for rows in sorted(set(wanted.values()))]
         return StackedChunk(len(chunk), groups)
@@ -186,17 +195,16 @@ class StackedKernel:
         """See `Kernel.updates`."""
         values = np.zeros((prepared.clients, len(weights)), dtype=np.float32)
         start = torch.tensor(weights)
-        shapes = [shape for wide, out in self.layers for shape in ((out, wide), (out, 1))]
         for group in prepared.groups:
             own = None if corrections is None else torch.tensor(corrections[group.members])
-            parameters = stacked_parameters(start, own, shapes, len(group.members), self.sgd)
+            parameters = stacked_parameters(start, own, self.shapes, len(group.members), self.sgd)
             stepping, now = 0, parameters
             for active, batch in group.batches():
                 alone = self.apart and active == 1
                 if active != stepping:
                     stepping, now = active, [parameter.first(active) for parameter in parameters]
                     now = [parameter.twice() for parameter in now] if alone else now
-                self._step(now, batch.twice() if alone else batch)
+                self.step(now, batch.twice() if alone else batch)
             if self.apart and stepping == 1:
                 for parameter, twins in zip(parameters, now, strict=True):
                     parameter.value[0] = twins.value[0]
@@ -204,7 +212,7 @@ class StackedKernel:
             values[group.members] = after.sub_(start).numpy()
         return Updates(values)
 
-    def _step(self, parameters: list[Parameter], batch: _Batch) -> None:
+    def step(self, parameters: Sequence[Parameter], batch: Batch) -> None:
         """One step of every client, in place. Activations are [clients, units, rows]: elementwise work then runs along the rows."""
         inputs = [batch.columns]
         deepest = len(self.layers) - 1
@@ -212,7 +220,7 @@ class StackedKernel:
             weight, bias = parameters[2 * depth], parameters[2 * depth + 1]
             out = torch.baddbmm(bias.value, weight.value, inputs[-1])
             inputs.append(out.relu_() if depth < deepest else out)
-        gradient = _softmax(inputs.pop()).mul_(batch.share).sub_(batch.targets)
+        gradient = softmax(inputs.pop()).mul_(batch.share).sub_(batch.targets)
         for depth in range(deepest, -1, -1):
             weight, bias = parameters[2 * depth], parameters[2 * depth + 1]
             below = torch.bmm(weight.value.transpose(1, 2), gradient).mul_(inputs[depth] > 0) if depth else None
@@ -234,7 +242,7 @@ class StackedKernel:
             descend(parameter, torch.bmm(gradient, inputs), sgd)
 
 
-def _softmax(out: torch.Tensor) -> torch.Tensor:
+def softmax(out: torch.Tensor) -> torch.Tensor:
     """The softmax over classes, [clients, classes, rows], in place; torch's own gives a client other last bits among other clients."""
     weights = out.sub_(out.amax(dim=1, keepdim=True)).exp_()
     return weights.div_(torch.bmm(torch.ones(len(out), 1, out.shape[1]), weights))

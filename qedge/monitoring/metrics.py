@@ -41,6 +41,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("qedge_model_load_seconds", "histogram", "seconds", "Time to verify and load a model", ("model",), _SLOW),
     Metric("qedge_models_refused_total", "counter", "models", "Models that were not loaded: receipt, digest or format", ("model", "code")),
     Metric("qedge_models_served", "gauge", "models", "Models a replica has loaded"),
+    Metric("qedge_circuits_total", "counter", "circuits", "Circuits that quantum workers ran", ("backend",)),
+    Metric("qedge_circuit_shots_total", "counter", "shots", "Measurements of those circuits", ("backend",)),
+    Metric("qedge_circuit_seconds", "histogram", "seconds", "Time of a circuit, the mean of those run together", ("backend",), _FAST),
+    Metric("qedge_circuit_qubits", "gauge", "qubits", "Qubits of the longest circuit of a batch, looked at now and then", ("backend",)),
+    Metric("qedge_circuit_gates", "gauge", "gates", "Its gates: one-qubit gates and CNOT", ("backend",)),
+    Metric("qedge_circuit_cx", "gauge", "gates", "Its CNOT gates", ("backend",)),
+    Metric("qedge_circuit_depth", "gauge", "layers", "Its depth", ("backend",)),
+    Metric("qedge_state_fidelity", "gauge", "share", "State fidelity of it under the backend's noise against the ideal", ("backend",)),
 )
 
 BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}

@@ -4,9 +4,10 @@
     metrics.jsonl   a line a round; the last one may be torn
     result.json     how it ended; not there while it goes on, or goes on again
     model/          the model to register, complete or absent
+    attached/       files that the registry keeps with the run as they are, complete or absent
     published.json  how far the registry has it; without it, publishing again reaches the same state
 
-Training writes the first four and never waits; `publisher` reads them and writes the last.
+Runs write the first five and never waits; `publisher` reads them and writes the last.
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ class Outbox:
     def has_model(self) -> bool:
         """Whether there is a model to register: a run that failed registers none."""
         return self.result is not None and self.result.status == "finished" and (self.path / "model").is_dir()
+
+    @property
+    def attached(self) -> list[Path]:
+        """Files to be kept with the run, once it has ended."""
+        return sorted((self.path / "attached").glob("*"))
 
     def news(self, published: Published) -> list[RoundRecord]:
         """Rounds that the registry has not got."""

@@ -74,6 +74,8 @@ def _finish(client: MlflowClient, run: Run, folder: Outbox, result: ResultRecord
     if folder.has_model and state.version is None:
         tags = {**folder.run.tags, **result.tags, RUN_TAG: folder.run.run_id}
         state = write_published(folder.path, replace(state, version=register(client, run, folder.run.name, folder.path / "model", tags)))
+    for path in folder.attached:
+        client.log_artifact(run.info.run_id, str(path))
     version = {} if state.version is None else {"qedge.model_version": str(state.version)}
     _tag(client, run.info.run_id, {**result.tags, "qedge.status": result.status, **version})
     client.set_terminated(run.info.run_id, STATUS.get(result.status, "FAILED"), max(folder.result_ms, folder.run.created_ms))

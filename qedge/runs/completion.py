@@ -127,8 +127,11 @@ def _card(coordinator: Coordinator) -> bytes:
         "private": "send features as they are in the table; the graph scales them by means and deviations that were asked for privately",
         "local": "standardise each feature by your own rows' mean and standard deviation before you send it",
     }
+    network = job.model.model_dump(mode="json", include={"qubits", "layers", "embedding", "reupload"})
+    scaling = {name: [decimal(float(value)) for value in getattr(schema, name)] for name in ("center", "spread")}
     return canonical(
         {
+            **({"network": network, **scaling} if job.model.kind == "hybrid" else {}),
             "model": job.name,
             "run": coordinator.folder.run,
             "kind": job.model.kind,

@@ -64,6 +64,8 @@ class Peer:
 FLOWER = Peer("Flower", "1.42.0", instead=("flwr==1.42.0",))
 PFL = Peer("pfl", "0.6.0", launch=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
 NVFLARE = Peer("NVFLARE", "2.9.0")
+MITIQ = Peer("mitiq", "1.1.0")
+QISKIT = Peer("Qiskit", "2.3.0")
 
 
 @dataclass(frozen=True)

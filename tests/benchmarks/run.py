@@ -19,6 +19,8 @@ from tests.benchmarks.results import RESULTS, put, section
 NAMES = (
     *("accuracy", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale"),
     *("secure", "secure_rounds", "startup"),
+    *("quantum_compilation", "quantum_federated", "quantum_kernels", "quantum_layers", "quantum_mitigation", "quantum_qaoa"),
+    *("quantum_vqe", "quantum_workers"),
 )
 
 

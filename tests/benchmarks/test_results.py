@@ -79,7 +79,11 @@ def test_a_benchmark_that_is_not_there_is_refused_with_the_names_of_those_that_a
 @pytest.mark.parametrize("epsilon", [8, 3])
 def test_the_jobs_that_are_measured_are_the_ones_that_were_promised(epsilon: int) -> None:
     job = digits_job(epsilon)
-    assert sorted(path.name for path in JOBS.iterdir()) == ["digits-epsilon-3.yaml", "digits-epsilon-8.yaml"]
+    assert sorted(path.name for path in JOBS.iterdir()) == [
+        "digits-epsilon-3.yaml",
+        "digits-epsilon-8.yaml",
+        "digits-hybrid-epsilon-8.yaml",
+    ]
     assert job.data.source == "digits"
     assert job.data.partition is not None
     assert job.privacy is not None

@@ -341,6 +341,8 @@ def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(runnin
     cohort = {**_plain(12)["cohort"], "deadline_s": 3}
     job = make_job(privacy="none", cohort=cohort, algorithm=_fedbuff(4, **loop), rounds=1000)
     hurt: list[psutil.Process] = []
+    first: list[psutil.Process] = []
+    later: set[psutil.Process] = set()
     rounds: list[int] = []
 
     def actors() -> list[psutil.Process]:
@@ -352,8 +354,12 @@ def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(runnin
         if isinstance(event, RoundFinished):
             rounds.append(event.round)
         if rounds and not hurt:
-            hurt.append(next(worker for worker in actors() if worker not in earlier))
+            first.extend(actors())
+            hurt.append(next(worker for worker in first if worker not in earlier))
             hurt[0].kill() if how == "killed" else hurt[0].suspend()
+
+        if rounds and rounds[-1] % 50 == 0:
+            later.update(set(actors()) - set(first))
 
     try:
         result = train(job, backend="ray", settings=settings, on_event=hurt_one)
@@ -366,7 +372,9 @@ def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(runnin
     assert result.accuracy is not None
     assert result.accuracy > 0.8
     metrics = RunFolder.open(settings.home, result.run_id).metrics_by_round().values()
-    assert max(one["staleness_max"] for one in metrics) > 20, "what the actor had was never run again"
+    assert later, "no actor took its place"
+    if how == "stopped":  # found out by the deadline, many steps later; a death is known at once, and what it had is run again at once
+        assert max(one["staleness_max"] for one in metrics) > 20, "what the actor had was never run again"
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from qedge import train
 from qedge.audit.receipt import NO_GUARANTEE, Receipt, verify
-from qedge.config import Settings
+from qedge.config import Settings, load
 from qedge.errors import (
     BudgetExceeded,
     CheckpointTampered,
@@ -131,14 +131,15 @@ def test_where_the_officer_opens_scopes_a_job_may_not(settings: Settings, make_j
         ({"privacy": {"delta": 1 / 30}}, InvalidPrivacy),
     ],
 )
-def test_a_job_without_an_honest_guarantee_is_refused_before_the_home_is_touched(settings: Settings, make_job: Make, changes, error):
+def test_a_job_without_an_honest_guarantee_is_refused_before_the_home_is_touched(tmp_path: Path, make_job: Make, changes, error):
+    settings = load(home=tmp_path / "untouched", environ={})
     with pytest.raises(error):
         train(make_job(**changes), backend="serial", settings=settings)
     assert not settings.home.exists()
 
 
 def test_known_names_of_the_field_are_refused_as_not_in_this_version(make_job: Make):
-    for changes in ({"aggregation": "krum"}, {"model": {"kind": "hybrid"}}):
+    for changes in ({"aggregation": "krum"}, {"aggregation": "median"}):
         with pytest.raises(NotInThisVersion):
             make_job(**changes)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from qedge.config import Settings
+from qedge.config import Settings, load
 from qedge.errors import BudgetExceeded, UnknownScope
 from qedge.privacy.ledger_events import Plan
 from qedge.records import Records
@@ -89,7 +90,8 @@ def test_where_jobs_may_open_no_budget_the_search_names_the_one_to_open(settings
         price(jobs(), strict)
 
 
-def test_without_privacy_a_search_costs_nothing(settings: Settings) -> None:
+def test_without_privacy_a_search_costs_nothing(tmp_path: Path) -> None:
+    settings = load(home=tmp_path / "untouched", environ={})
     assert price(jobs(privacy="none"), settings) is None
     assert not settings.home.exists()
 

@@ -11,6 +11,7 @@ from qedge.job import Algorithm
 from qedge.kernels.per_example.affine import AffineSums
 from qedge.kernels.per_example.convolutional import ConvolutionalSums
 from qedge.kernels.per_example.hooks import HookSums
+from qedge.kernels.per_example.hybrid import HybridSums
 from qedge.kernels.per_example.sums import ExampleSums, LoopSums, put
 from qedge.models import affine_layers, parameters_vector
 
@@ -93,7 +94,9 @@ def refuse_if_mixed(sums: HookSums, module: nn.Module, features: int, classes: i
 
 def _book_keeping(module: nn.Module) -> ExampleSums | None:
     layers = affine_layers(module)
-    return AffineSums(layers) if layers is not None else ConvolutionalSums.of(module)
+    if layers is not None:
+        return AffineSums(layers)
+    return HybridSums.of(module) or ConvolutionalSums.of(module)
 
 
 def _made_up(features: int, classes: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -18,6 +19,18 @@ from qedge.kernels.per_example.sums import LoopSums, factors, only_finite, put, 
 from qedge.models import users_code
 
 BLOCK_BYTES = 16 << 20  # of gradients that are held one by one; more is slower, as it leaves the caches
+
+
+@runtime_checkable
+class TellsRowsApart(Protocol):
+    """A layer that tells by itself what each row adds to the gradient of its own parameters."""
+
+    def gradients_of_rows(self, inputs: torch.Tensor, slope: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
+        """Of each parameter, [rows, ...]: the gradients of each row's sum(slope * output)."""
+
+
+def _told(layer: TellsRowsApart, activations: list[torch.Tensor], backprops: torch.Tensor) -> dict[nn.Parameter, torch.Tensor]:
+    return layer.gradients_of_rows(activations[0], backprops)
 
 
 class HookSums:
@@ -51,6 +64,9 @@ class HookSums:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from opacus.grad_sample import GradSampleModule
+            from opacus.grad_sample.utils import register_grad_sampler
+        for kind in {type(layer) for layer in self.loop.module.modules() if isinstance(layer, TellsRowsApart)}:
+            register_grad_sampler(kind)(_told)
         try:
             self.module = GradSampleModule(copy.deepcopy(self.loop.module), batch_first=True, loss_reduction="sum")
         except (RuntimeError, ValueError) as error:

@@ -139,8 +139,8 @@ def test_a_run_whose_facts_were_changed_is_not_gone_on_with(monkeypatch, setting
         a_coordinator(settings, folder).train()
 
 
-def test_facts_that_do_not_fit_are_refused_before_the_home_is_touched(settings: Settings, informed, tmp_path):
-    job = informed("resource")
+def test_facts_that_do_not_fit_are_refused_before_the_home_is_touched(informed, tmp_path):
+    job, settings = informed("resource"), Settings(home=tmp_path / "untouched")
     path = tmp_path / "facts.csv"
     path.write_text(path.read_text().replace("client-03,", "somebody-else,"))
     with pytest.raises(DataNotFound, match="no row for client 'client-03'"):

@@ -1,0 +1,1 @@
+"""Circuits with fewer CNOTs and less depth that do the same."""

@@ -1,0 +1,1 @@
+"""QAOA: MaxCut and any QUBO, beside classical heuristics given as many evaluations."""

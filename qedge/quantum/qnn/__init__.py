@@ -1,0 +1,1 @@
+"""Quantum neural networks: layers as plain torch modules, their private training, and studies of them."""

@@ -1,0 +1,1 @@
+"""Kernels of quantum states and the support vector machine on them."""

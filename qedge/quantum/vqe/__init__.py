@@ -1,0 +1,1 @@
+"""Ground energies by variational circuits, beside exact diagonalisation."""

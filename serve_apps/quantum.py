@@ -1,0 +1,189 @@
+"""A hybrid model whose quantum layer runs on a named backend, by an executor of circuits, instead of inside its graph.
+
+The graph still says what goes in and out, and its receipt is what is checked; weights, scaling and the layer's shape come from the other
+files of the folder, each against its digest. A request's shots have a seed of their own, which the answer names: the same request with
+`parameters: {"stream": …}` is answered the same again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import JsonValue
+from safetensors.torch import load as load_tensors
+from torch import nn
+
+from qedge.audit.receipt import Receipt, verify
+from qedge.errors import ArtifactTampered, InvalidRequest, ModelError, QEdgeError, Tampered, UnknownModel
+from qedge.job.model import Model
+from qedge.models import build
+from qedge.quantum.backend import Backend, device
+from qedge.quantum.execution import Executor
+from qedge.quantum.qnn.layer import hybrid_parts
+from qedge.quantum.qnn.on_backend import Measured, measure
+from qedge.security.keys import public_key
+from serve_apps.inference import RECEIPT, InferenceRequest, ModelFolder, ServedModel
+from serve_apps.tensors import TensorSpec, write_tensor
+
+MOST_ROWS = 256  # a circuit each; at a second a circuit on one worker that is four minutes
+STREAMS = 2**31
+ERROR = "error"
+MakeExecutor = Callable[[int], Executor]
+
+
+@dataclass(frozen=True)
+class QuantumServedModel(ServedModel):
+    """A `ServedModel` that is answered by circuits. center, spread: of features, [F]; executor: one request at a time."""
+
+    slow: ClassVar[bool] = True
+
+    module: nn.Module
+    center: npt.NDArray[np.float32]
+    spread: npt.NDArray[np.float32]
+    executor: Executor
+    turn: threading.Lock
+
+    @classmethod
+    def on_backend(cls, source: ModelFolder, make: MakeExecutor) -> QuantumServedModel:
+        """Verify the folder, build the network and try the backend's device.
+
+        Raises:
+            As `ServedModel.load`, and ModelError: it has no quantum layer, or was exported without what that takes.
+            UnknownBackend, BackendUnavailable, TooManyQubits: as `device` does.
+        """
+        assert source.quantum is not None
+        graph = ServedModel.load(source)
+        module, center, spread = _network(source, graph.receipt)
+        parts = hybrid_parts(module)
+        assert parts is not None
+        device(source.quantum.backend, parts.layer.qubits, source.quantum.backend.seed)
+        executor = make(source.quantum.workers)
+        return cls(**vars(graph), module=module, center=center, spread=spread, executor=executor, turn=threading.Lock())
+
+    def metadata(self) -> dict[str, JsonValue]:
+        """As that of the graph, with the error bar among the outputs, and the backend."""
+        told = super().metadata()
+        outputs, parameters = told["outputs"], told["parameters"]
+        assert isinstance(outputs, list)
+        assert isinstance(parameters, dict)
+        return told | {"outputs": [*outputs, self._error.plain()], "parameters": parameters | self._backend}
+
+    def infer(self, request: InferenceRequest, max_rows: int) -> dict[str, JsonValue]:
+        """The response: labels and probabilities as the backend measured them, and one standard deviation of each probability.
+
+        Raises:
+            InvalidRequest: as `ServedModel.infer`, over 256 rows, or a stream that is none.
+            What the executor raises.
+        """
+        rows = self._feed(request, min(max_rows, MOST_ROWS))["features"]
+        stream = request.parameters.get("stream", secrets.randbelow(STREAMS))
+        if not isinstance(stream, int) or isinstance(stream, bool) or not 0 <= stream < STREAMS:
+            raise InvalidRequest(f"parameters.stream is {stream!r}; accepted: a whole number from 0, below 2^31", given=repr(stream))
+        asked = [output.name for output in request.outputs or []]
+        wanted = self._wanted(request.model_copy(update={"outputs": [one for one in request.outputs or [] if one.name != ERROR]}))
+        with self.turn:
+            found = measure(self.module, (rows - self.center) / self.spread, self._on, self.executor, stream=stream)
+        answers = self._answers(found)
+        specs = [spec for spec in (*wanted, self._error) if not asked or spec.name in asked]
+        response: dict[str, JsonValue] = {"model_name": self.source.name, "model_version": self.source.version}
+        if request.id is not None:
+            response["id"] = request.id
+        response["parameters"] = {
+            "model_version": self.source.version,
+            "receipt": self.receipt,
+            **self._backend,
+            "stream": stream,
+            "circuits": found.resources.circuits,
+        }
+        response["outputs"] = [write_tensor(spec, answers[spec.name]) for spec in specs]
+        return response
+
+    def close(self) -> None:
+        """End its workers, once the request under way is answered."""
+        with self.turn:
+            if close := getattr(self.executor, "close", None):
+                close()
+
+    @property
+    def _on(self) -> Backend:
+        assert self.source.quantum is not None
+        return self.source.quantum.backend
+
+    @property
+    def _backend(self) -> dict[str, JsonValue]:
+        noise = None if self._on.noise is None else self._on.noise.model_dump(mode="json")
+        return {"backend": self._on.name, "shots": self._on.shots, "noise": noise, "seed": self._on.seed}
+
+    @property
+    def _error(self) -> TensorSpec:
+        return TensorSpec(ERROR, "FP32", self.outputs["probabilities"].shape)
+
+    def _answers(self, found: Measured) -> dict[str, npt.NDArray[np.generic]]:
+        labels = json.loads(self.session.get_modelmeta().custom_metadata_map["labels"])
+        places = found.probabilities.argmax(axis=1)
+        kind = object if isinstance(labels[0], str) else np.int64
+        return {
+            "probabilities": found.probabilities.astype(np.float32),
+            ERROR: found.spread.astype(np.float32),
+            "label": np.array([labels[place] for place in places], dtype=kind),
+        }
+
+
+def refuse_backend(source: ModelFolder) -> None:
+    """Refuse a model that could not be answered by circuits, before anything is started for it.
+
+    Raises:
+        As `QuantumServedModel.on_backend`.
+    """
+    from qedge.quantum.execution import LocalExecutor
+
+    QuantumServedModel.on_backend(source, lambda _: LocalExecutor())
+
+
+def _network(source: ModelFolder, issued: str) -> tuple[nn.Module, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The network with its weights, and how features are scaled before it: center and spread, [F].
+
+    Raises:
+        ModelError: it has no quantum layer, or its files do not fit each other. ArtifactTampered, UnknownModel: as `_read`.
+    """
+    card = json.loads(_read(source, "card.json", issued))
+    if not isinstance(card, dict) or card.get("kind") != "hybrid":
+        raise ModelError(f"{source.name} has no quantum layer to run on a backend; accepted: a model of 'kind: hybrid'", model=source.name)
+    try:
+        network = Model(kind="hybrid", **card["network"])
+        center, spread = (np.array([float(one) for one in card[name]], dtype=np.float32) for name in ("center", "spread"))
+        module = build(network, len(card["features"]), len(card["labels"]), 0).eval()
+        module.load_state_dict(load_tensors(_read(source, "weights.safetensors", issued)))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{source.name} was exported without what its quantum layer takes, or does not fit it: {error}") from error
+    except QEdgeError as error:
+        raise error if isinstance(error, Tampered | UnknownModel) else ModelError(f"{source.name}: {error.message}") from error
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module, center, spread
+
+
+def _read(source: ModelFolder, name: str, issued: str) -> bytes:
+    """The bytes of a file, proven to be what the signed receipt with the id `issued` names, by which the graph was loaded.
+
+    Raises:
+        UnknownModel: it is not there. ReceiptTampered, ArtifactTampered: the signature or the digest does not hold.
+    """
+    path = Path(source.folder) / name
+    try:
+        content, receipt = path.read_bytes(), Receipt.read(path.with_name(RECEIPT))
+    except OSError as error:
+        raise UnknownModel(f"{source.name}: {path} cannot be read: {error.strerror}", model=source.name) from None
+    verify(receipt, public_key(source.key) if source.key else None)  # anew: the file may have been put in place since the graph was read
+    if receipt.id != issued or receipt.artifacts.get(name) != hashlib.sha256(content).hexdigest():
+        raise ArtifactTampered(f"{path} does not match its digest on receipt {receipt.id[:16]}", model=source.name)
+    return content

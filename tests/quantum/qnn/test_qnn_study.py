@@ -1,0 +1,95 @@
+"""The study: the same effort on both sides, splits that are repeated, and files that do not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, UnknownKey
+from qedge.quantum.backend import Backend
+from qedge.quantum.progress import Step
+from qedge.quantum.qnn.job import QNN
+from qedge.quantum.qnn.study import _fit, run
+from qedge.quantum.result import Result
+from qedge.quantum.verdict import Verdict
+
+
+def _small(**changes: object) -> QNN:
+    asked = {"data": "wine", "qubits": 3, "layers": 1, "splits": 3, "epochs": 6, "learning_rates": (0.03, 0.1), "batch_size": 16}
+    return QNN.model_validate({**asked, **changes})
+
+
+def test_both_models_are_tuned_alike_and_the_result_says_so(tmp_path: Path):
+    steps: list[Step] = []
+    found = run(_small(backend=Backend(name="default.qubit", shots=200), most_rows=10), on_step=steps.append)
+    assert found.value > 0.8
+    assert found.baseline.value > 0.8
+    assert found.compared.verdict in set(Verdict)
+    assert "each model 3 fits a split of 6 epochs" in found.baseline.how
+    own, other = found.details["parameters"]["quantum"], found.details["parameters"]["classical"]
+    assert abs(own - other) <= (13 + 3 + 1) / 2
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert (found.resources.qubits, found.resources.cx, found.resources.shots) == (3, 3, 2000)
+    assert found.details["backend"]["rows"] == 10
+    found.save(tmp_path / "result.json")
+    assert Result.load(tmp_path / "result.json").plain() == found.plain()
+
+
+def test_the_same_job_gives_the_same_scores():
+    first, second = (run(_small(splits=2, epochs=2)) for _ in range(2))
+    assert first.details["scores"] == second.details["scores"]
+    assert run(_small(splits=2, epochs=2, seed=1)).details["scores"] != first.details["scores"]
+
+
+def test_a_file_is_read_and_one_that_does_not_fit_is_refused(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    rows, labels = generator.standard_normal((40, 2)), np.arange(40) % 2
+    np.savez(tmp_path / "table.npz", x=rows, kind=labels)
+    found = run(_small(data=str(tmp_path / "table.npz"), label="kind", splits=2, epochs=1))
+    assert (found.details["features"], found.details["classes"]) == (2, 2)
+    with pytest.raises(DataNotFound):
+        run(_small(data=str(tmp_path / "table.npz"), label="sort"))
+    with pytest.raises(DataNotFound):
+        run(_small(data=str(tmp_path / "none.csv")))
+    np.savez(tmp_path / "one.npz", x=rows, label=np.zeros(40, int))
+    with pytest.raises(LabelMismatch, match="fewer than two labels"):
+        run(_small(data=str(tmp_path / "one.npz")))
+    np.savez(tmp_path / "nan.npz", x=np.where(rows > 2, np.nan, rows), label=labels)
+    with pytest.raises(InvalidValue, match="NaN"):
+        run(_small(data=str(tmp_path / "nan.npz")))
+    np.savez(tmp_path / "few.npz", x=rows[:3], label=labels[:3])
+    with pytest.raises(InvalidValue, match="too few"):
+        run(_small(data=str(tmp_path / "few.npz")))
+    with pytest.raises(UnknownKey, match="did you mean 'digits'"):
+        run(_small(data="digit"))
+
+
+def test_a_fit_whose_loss_is_no_number_is_stopped_at_the_best_weights_so_far():
+    rows, labels = torch.randn(8, 2, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    module, early = _fit(lambda: nn.Linear(2, 2), torch.where(rows > 1, torch.inf, rows), labels, 0.1, _small(), 0)
+    assert early
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters())
+    assert not _fit(lambda: nn.Linear(2, 2), rows.clamp(max=1), labels, 0.1, _small(), 0)[1]
+
+
+def test_a_job_is_read_from_yaml_and_bad_values_are_refused(tmp_path: Path):
+    path = tmp_path / "qnn.yaml"
+    path.write_text("data: rows.csv\nqubits: 3\nbackend: {name: default.qubit, shots: 100}\n")
+    job = QNN.load(path)
+    assert (job.data, job.qubits, job.backend) == (str(tmp_path / "rows.csv"), 3, Backend(name="default.qubit", shots=100))
+    for text, error in (
+        ("qubit: 3", UnknownKey),
+        ("qubits: 13", InvalidJob),
+        ("test: 1.0", InvalidJob),
+        ("backend: {name: default.qubit, shots: 0}", InvalidJob),
+        ("learning_rates: [0.1, 0.1]", InvalidJob),
+    ):
+        path.write_text(text + "\n")
+        with pytest.raises(error):
+            QNN.load(path)
+    with pytest.raises(InvalidJob, match="splits: input should be greater than or equal to 2; given: 1"):
+        QNN(splits=1)

@@ -1,0 +1,87 @@
+"""Density matrices prepared at once are those of PennyLane's own simulation, gate by gate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pennylane as qml
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pennylane.operation import Operator
+from pennylane.tape import QuantumScript
+
+from qedge.quantum.backend import Backend
+from qedge.quantum.density import density_matrix, prepared
+from qedge.quantum.execution import LocalExecutor
+
+WIRES = 4
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> list[Operator]:
+    """Gates and channels on one or two wires of four, in any order."""
+    made: list[Operator] = []
+    for _ in range(draw(st.integers(1, 12))):
+        first, second, *_ = draw(st.permutations(range(WIRES)))
+        angle, rate = draw(st.floats(-7, 7)), draw(st.floats(0, 1))
+        made.append(
+            draw(
+                st.sampled_from(
+                    [
+                        qml.RX(angle, first),
+                        qml.RY(angle, first),
+                        qml.Hadamard(first),
+                        qml.adjoint(qml.S(first)),
+                        qml.Rot(angle, rate, -angle, first),
+                        qml.CNOT([first, second]),
+                        qml.CRY(angle, [first, second]),
+                        qml.SingleExcitation(angle, [first, second]),
+                        qml.DepolarizingChannel(rate, first),
+                        qml.AmplitudeDamping(rate, first),
+                        qml.PhaseDamping(rate, first),
+                        qml.ThermalRelaxationError(rate, 1.0, 1.5, 0.3, first),
+                        qml.PauliError("XY", rate, [first, second]),
+                        qml.PauliRot(angle, "YX", [first, second]),
+                        qml.PauliRot(angle, "ZZ", [first, second]),
+                        qml.GlobalPhase(angle),
+                    ]
+                )
+            )
+        )
+    return made
+
+
+@settings(max_examples=40)
+@given(operations())
+def test_a_density_matrix_is_that_of_default_mixed(made: list[Operator]) -> None:
+    script = QuantumScript(made, [qml.density_matrix(wires=range(WIRES))])
+    (expected,) = qml.execute([script], qml.device("default.mixed", wires=WIRES), diff_method=None)
+    short = prepared(script, range(WIRES))
+    assert len(short.operations) == 1
+    (found,) = qml.execute([short], qml.device("default.mixed", wires=WIRES), diff_method=None)
+    assert np.abs(found - expected).max() < 1e-12
+    kept = [one for one in made if one.name != "GlobalPhase"]
+    assert np.abs(density_matrix(kept, range(WIRES)) - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        [qml.Toffoli([0, 1, 2])],
+        [qml.RX(np.array([0.1, 0.2]), 0)],
+        [qml.BasisState([1, 0], wires=[0, 1])],
+        [],
+    ],
+)
+def test_what_is_no_small_gate_is_left_as_it_is(gates: list[Operator]) -> None:
+    script = QuantumScript(gates, [qml.expval(qml.Z(0))])
+    assert prepared(script, range(3)) is script
+    assert np.shape(LocalExecutor().run([script], Backend(name="default.mixed"))[0]) in ((), (2,))
+
+
+def test_channels_that_differ_only_in_matrices_are_told_apart() -> None:
+    flip, stay = [np.array([[0, 1], [1, 0]])], [np.eye(2)]
+    script = QuantumScript([qml.QubitChannel(flip, 0), qml.QubitChannel(stay, 0)], [qml.expval(qml.Z(0))])
+    assert LocalExecutor().run([script], Backend(name="default.mixed")) == [pytest.approx(-1)]
+    words = QuantumScript([qml.PauliRot(np.pi, "X", 0), qml.PauliRot(np.pi, "Z", 0)], [qml.expval(qml.Z(0))])
+    assert LocalExecutor().run([words], Backend(name="default.mixed")) == [pytest.approx(-1)]
