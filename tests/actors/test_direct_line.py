@@ -27,6 +27,7 @@ from qedge.federated.client import FederatedClient
 from qedge.federated.messages import Broadcast, Chunk, ClientSpec
 from qedge.federated.randomness import RunKey
 from qedge.job import Algorithm, Model
+from tests.endpoint import eventually
 
 FEATURES, CLASSES, CLIENTS = 5, 3, 12
 PARAMS = (FEATURES + 1) * CLASSES
@@ -146,6 +147,10 @@ def _pid_of(workers: RayWorkers, slot: int) -> int:
     return int(ray.get(workers.actors[slot].__ray_call__.remote(lambda _actor: os.getpid())))
 
 
+def _is_down(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+
+
 @pytest.mark.slow
 class TestRounds:
     """On Ray."""
@@ -167,6 +172,7 @@ class TestRounds:
         workers.partial_sum(*_round(1), DEADLINE_S, _round(2)[1])
         hurt, other = psutil.Process(_pid_of(workers, 0)), _pid_of(workers, 1)
         hurt.send_signal(how)
+        assert eventually(lambda: _is_down(hurt)), "a round may take less time than a signal to all threads of a process"
         try:
             assert workers.partial_sum(*_round(2), 3.0, _round(3)[1]).total.tobytes() == _expected(2).tobytes()
         finally:
@@ -196,6 +202,7 @@ class TestRounds:
         weights = np.random.default_rng(0).standard_normal(params, dtype=np.float32)
         hurt = psutil.Process(_pid_of(workers, 0))
         hurt.suspend()
+        assert eventually(lambda: _is_down(hurt))
         try:
             partial = workers.partial_sum(Broadcast(1, weights), _round(1)[1], 4.0)
         finally:
