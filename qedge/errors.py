@@ -33,6 +33,12 @@ QEdgeError
 │   │   ├── InvalidProblem       a graph or QUBO that is empty, disconnected or not finite
 │   │   ├── InvalidCircuit       a circuit that cannot be read (line and column) or run
 │   │   └── GateBudgetExceeded   more gates than were allowed
+│   ├── EdgeError                a ladder that cannot be built, or a node that cannot run it as asked
+│   │   ├── UnknownRung          no such rung, or none in this ladder
+│   │   ├── InvalidCalibration   rows that no rung can be calibrated or validated by
+│   │   ├── UnfitGraph           custom operators, dynamic ranks, several inputs
+│   │   ├── NoRungFits           a requirement that no rung meets; the nearest is named
+│   │   └── OverBudget           it would not fit in the node's bytes, by the estimate, which is shown
 │   ├── PortInUse                the port is taken
 │   ├── AddressUnreachable       the Ray address or the endpoint does not answer
 │   ├── HomeUnusable             QEDGE_HOME cannot be written, or is on the wrong node of a cluster
@@ -272,6 +278,42 @@ class GateBudgetExceeded(QuantumError):
     """More gates, after compilation, than were allowed."""
 
     code = "quantum.gate-budget"
+
+
+class EdgeError(Refused):
+    """A ladder of rungs that cannot be built, or a node that cannot run it as asked."""
+
+    code = "edge.refused"
+
+
+class UnknownRung(EdgeError):
+    """No such rung of precision, or none in this ladder."""
+
+    code = "edge.unknown-rung"
+
+
+class InvalidCalibration(EdgeError):
+    """Rows that no rung can be calibrated or validated by."""
+
+    code = "edge.calibration"
+
+
+class UnfitGraph(EdgeError):
+    """A graph with custom operators, dynamic ranks or several inputs."""
+
+    code = "edge.graph"
+
+
+class NoRungFits(EdgeError):
+    """A requirement that no rung of the ladder meets on this node."""
+
+    code = "edge.no-rung-fits"
+
+
+class OverBudget(EdgeError):
+    """More bytes than the node has left for models."""
+
+    code = "edge.over-budget"
 
 
 class PortInUse(Refused):

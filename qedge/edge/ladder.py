@@ -1,0 +1,93 @@
+"""A ladder on disk: the files of its rungs, the card, and receipts for all of them.
+
+    fp32.onnx, fp32.data     a rung: its graph, and its weights beside it
+    binary.npz               the rung of our own engine
+    fp32.receipt.json        a rung's receipt: its files, how it came to be, its parent (the model's receipt)
+    card.json                what each rung answers and, once measured, costs
+    receipt.json             the ladder's receipt: the digests of the card and of the rungs' receipts
+
+A rung is loaded from bytes whose digest its receipt names. The folder is the node's own: whoever can exchange a file between the check
+and the load can exchange the program too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from qedge.audit import receipt
+from qedge.edge.card import FILE as CARD
+from qedge.edge.card import Card, RungCard
+from qedge.edge.rung import RungName, Runner
+from qedge.errors import ArtifactTampered, UnknownModel
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """A verified ladder. receipts: of each rung; id: of the ladder's own receipt."""
+
+    folder: Path
+    id: str
+    card: Card
+    receipts: dict[RungName, receipt.Receipt]
+
+    @classmethod
+    def open(cls, folder: Path, key: bytes | None = None) -> Ladder:
+        """Verify card and receipts under `key`, or under the receipt's own; rungs are verified when they are loaded.
+
+        Raises:
+            UnknownModel: there is no ladder. ReceiptTampered, ArtifactTampered: something does not hold.
+        """
+        if not (folder / receipt.FILE).is_file():
+            raise UnknownModel(f"{folder} holds no ladder; `qedge edge build` makes one", path=str(folder))
+        whole = receipt.Receipt.read(folder / receipt.FILE)
+        receipt.verify(whole, key, folder)
+        card = Card.parse((folder / CARD).read_bytes(), str(folder / CARD))
+        receipts = {one.rung: receipt.Receipt.read(folder / receipt_name(one.rung)) for one in card.rungs}
+        for one in card.rungs:
+            issued = receipts[one.rung]
+            receipt.verify(issued, bytes.fromhex(whole.public_key))
+            if issued.artifacts != one.files or issued.model != card.model or issued.parent != whole.parent:
+                raise ArtifactTampered(f"{folder}: the receipt of {one.rung} is not of what the card lists", path=str(folder))
+        return cls(folder, whole.id, card, receipts)
+
+    def load(self, rung: str, *, prepacked: bool | None = None, threads: int | None = None) -> Runner:
+        """A rung, verified and ready; prepacked, threads: as the card says unless given.
+
+        Raises:
+            UnknownRung: it is not in the ladder. ArtifactTampered: its files are not those on its receipt.
+            ModelError: it cannot be loaded.
+        """
+        one = self.card[rung]
+        self.check(one)
+        if one.rung == "binary":
+            from qedge.edge.binary.network import BinaryNetwork
+
+            return BinaryNetwork.load(self.folder / "binary.npz")
+        from qedge.edge.session import OnnxRunner
+
+        asked = one.cost
+        packs = prepacked if prepacked is not None else bool(asked and asked.prepacked)
+        return OnnxRunner.load(self.folder / f"{one.rung}.onnx", threads=threads or (asked.threads if asked else 1), prepacked=packs)
+
+    def check(self, one: RungCard) -> None:
+        """Refuse a rung whose files are missing, cut short or altered.
+
+        Raises:
+            ArtifactTampered: one is.
+        """
+        for name, expected in sorted(one.files.items()):
+            path = self.folder / name
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ArtifactTampered(f"{path} cannot be read: {error.strerror}", path=str(path)) from None
+            if found != expected:
+                raise ArtifactTampered(f"{path} does not match its digest on the receipt of {one.rung}", path=str(path))
+
+
+def receipt_name(rung: str) -> str:
+    """The file of a rung's receipt."""
+    return f"{rung}.receipt.json"
