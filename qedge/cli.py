@@ -14,6 +14,7 @@ import click
 
 from qedge import __version__
 from qedge.command import Commands, Context, Facts, command, listening, rates, taking_model
+from qedge.edge_commands import edge
 from qedge.errors import QEdgeError, Refused
 from qedge.quantum_commands import quantum
 from qedge.record_commands import budget, log, receipt, resolved
@@ -30,7 +31,7 @@ def main() -> None:
     """Train on data that may not be collected, serve what was learned, with every privacy cost on the record."""
 
 
-for below in (budget, receipt, log, quantum, *running.commands.values()):
+for below in (budget, receipt, log, quantum, edge, *running.commands.values()):
     main.add_command(below)
 
 

@@ -31,6 +31,7 @@ HEAVY = {
     "fastapi",
     "cryptography",
     "networkx",
+    "numba",
     "pennylane",
 }
 
@@ -48,6 +49,8 @@ ROWS = {
     "recovery": RECORDS,
     "runs": RUNS,
     "display": TOP,
+    "edge.display": TOP,
+    "edge_commands": TOP,
     "quantum_commands": TOP,
     "quantum_display": TOP,
     "record_commands": TOP,

@@ -82,12 +82,17 @@ class RungCard(_Part):
 
 
 class Card(_Part):
-    """A ladder's rungs, from the most precise to the least. machine: where `cost` was measured, None while it was not."""
+    """A ladder's rungs, from the most precise to the least. machine: where `cost` was measured, None while it was not.
+
+    columns: the features by name, where the model names them; standardised: callers standardise rows first (`scale: local`).
+    """
 
     schema_: Literal["qedge.edge-card/1"] = Field(default="qedge.edge-card/1", alias="schema")
     model: str
     version: str
     features: int = Field(ge=1)
+    columns: tuple[str, ...] = ()
+    standardised: bool = False
     labels: tuple[str | int, ...] = Field(min_length=2)
     rungs: tuple[RungCard, ...] = Field(min_length=1)
     machine: Machine | None = None

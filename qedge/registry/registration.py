@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qedge.errors import ArtifactTampered
-from qedge.registry.registry import MODEL_FILE, RECEIPT_FILE, RECEIPT_TAG, aliases_of
+from qedge.registry.registry import MODEL_FILE, RECEIPT_FILE, RECEIPT_TAG, aliases_of, logged_model
 
 if TYPE_CHECKING:
     import onnx
@@ -79,8 +79,7 @@ def _logged_model(client: MlflowClient, run: Run, name: str, folder: Path, tags:
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
     experiment, run_id = run.info.experiment_id, run.info.run_id
-    left = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
-    model = next((found for found in left if found.tags.get(RECEIPT_TAG) == tags[RECEIPT_TAG]), None)
+    model = logged_model(client, run, tags[RECEIPT_TAG])
     if model is None:
         model = client.create_logged_model(experiment, name=name, source_run_id=run_id, tags=dict(tags))
     with tempfile.TemporaryDirectory() as scratch:

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from qedge.registry.tracking import EXPERIMENT, connection
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
     from mlflow.entities.model_registry import RegisteredModel
     from mlflow.store.entities import PagedList
@@ -35,13 +36,17 @@ MODEL_FILE = "model.onnx"
 RECEIPT_FILE = "receipt.json"
 RUN_TAG = "qedge.run_id"
 RECEIPT_TAG = "qedge.receipt_id"
+LADDER_TAG = "qedge.ladder_id"
 _Found = TypeVar("_Found")
 _REFERENCE = re.compile(r"(?P<name>[^/:@'\"\\]+)(?:@(?P<alias>[A-Za-z0-9_.-]+)|/(?P<version>[0-9]{1,9}))?")
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model. `run_id` is ours, not MLflow's; epsilon and delta are decimal strings, None without privacy."""
+    """One version of a model. `run_id` is ours, not MLflow's; epsilon and delta are decimal strings, None without privacy.
+
+    ladder_id: the receipt of its ladder for edge nodes, None where none was built.
+    """
 
     name: str
     version: int
@@ -52,6 +57,7 @@ class ModelVersion:
     delta: str | None
     created_ms: int
     source: str
+    ladder_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,37 @@ class Registry:
             raise ArtifactTampered(f"{version.name}/{version.version}: {what}; looked in {folder}", path=str(folder))
         return folder
 
+    def attach_ladder(self, version: ModelVersion, folder: Path, ladder_id: str) -> None:
+        """Keep a ladder with the version; it takes the place of an older one when all of its files are there.
+
+        Raises:
+            UnknownModel: the version was not registered by qedge. RegistryUnavailable: MLflow or its artifact store does not answer.
+        """
+        with connection(self._settings) as client, tempfile.TemporaryDirectory() as scratch:
+            shutil.copytree(folder, Path(scratch) / _ladder_folder(ladder_id))
+            run = client.get_run(client.get_model_version(version.name, str(version.version)).run_id)
+            model = logged_model(client, run, version.receipt_id)
+            if model is None:
+                raise UnknownModel(f"{version.name}/{version.version} is no model that qedge registered", model=version.name)
+            client.log_model_artifacts(model.model_id, scratch)
+            client.set_model_version_tag(version.name, str(version.version), LADDER_TAG, ladder_id)
+
+    def fetch_ladder(self, version: ModelVersion, into: Path) -> Path:
+        """The folder of the version's ladder; where artifacts are local files it is theirs, else a copy under `into`.
+
+        Raises:
+            UnknownModel: none was built. RegistryUnavailable: MLflow or its artifact store does not answer.
+        """
+        if version.ladder_id is None or not re.fullmatch("[0-9a-f]{64}", version.ladder_id):
+            where = f"{version.name}/{version.version}"
+            raise UnknownModel(f"{where} has no ladder; `qedge edge build {where}` makes one", model=version.name)
+        parts, name = urlsplit(version.source), _ladder_folder(version.ladder_id)
+        if parts.scheme in ("", "file"):
+            return Path(url2pathname(parts.path) if parts.scheme else version.source) / name
+        if not (into / name).exists():
+            self._download(replace(version, source=f"{version.source}/{name}"), into / name)
+        return into / name
+
     def _download(self, version: ModelVersion, folder: Path) -> None:
         """Copy the artifacts beside `folder` and rename them into place, so that a folder that exists is whole."""
         with connection(self._settings):
@@ -176,6 +213,16 @@ class Registry:
         """Whether the local store was never written: then there is nothing to ask, and no need to create it."""
         uri = self._settings.mlflow_uri
         return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def logged_model(client: MlflowClient, run: Run, receipt_id: str) -> LoggedModel | None:
+    """MLflow's logged model of a run that holds the files of this receipt."""
+    found = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'")
+    return next((model for model in found if model.tags.get(RECEIPT_TAG) == receipt_id), None)
+
+
+def _ladder_folder(ladder_id: str) -> str:
+    return f"ladder-{ladder_id[:32]}"
 
 
 def split_reference(reference: str) -> tuple[str, str | None, int | None]:
@@ -236,6 +283,7 @@ def _row(version: MlflowVersion, aliases: Mapping[str, int]) -> ModelVersion:
         delta=tags.get("qedge.delta"),
         created_ms=int(version.creation_timestamp),
         source=version.source,
+        ladder_id=tags.get(LADDER_TAG),
     )
 
 

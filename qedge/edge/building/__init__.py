@@ -1,0 +1,1 @@
+"""How each rung of a ladder is made from a model's FP32 graph."""

@@ -1,0 +1,148 @@
+"""What each rung costs on this machine, measured in processes of their own: what one rung leaves behind, the next does not pay.
+
+First each way to run a rung is tried (weights as they lie in the file or prepacked, one thread or all): prepacking costs a copy of the
+weights, so it must be worth it. Then a fresh process loads the rung that way, and says what that took.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from qedge.edge.card import BATCHES, Card, Cost, Latency
+from qedge.edge.hardware import this_machine
+from qedge.edge.ladder import Ladder
+from qedge.edge.pss import pss_bytes
+from qedge.edge.rung import Rows, RungName, Runner
+from qedge.errors import Failed, InvalidCalibration
+
+WORTH_PREPACKING = 0.95  # without it a rung must do at least this share of what it does with it
+WORTH_THREADS = 0.8  # of the time that one thread takes
+_MOST_CALLS, _MOST_SECONDS = 1000, 1.5
+_TIMEOUT_S = 600.0
+_TURNS = 3
+Told = Callable[[RungName], None]
+
+
+def measure(ladder: Ladder, rows: Rows, told: Told = lambda _: None) -> Card:
+    """The ladder's card with what each rung costs here. rows: [n, F], n >= 1, such as the model will be asked about; told: before each.
+
+    Raises:
+        InvalidCalibration: rows of another width, none, or not finite. ArtifactTampered: as `Ladder.load`.
+        Failed: a rung could not be run; what its process said.
+    """
+    refuse_rows(rows, ladder.card.features)
+    costs: dict[RungName, Cost] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Path(scratch) / "rows.npy"
+        np.save(given, np.ascontiguousarray(rows[: max(BATCHES)], dtype=np.float32))
+        for one in ladder.card.rungs:
+            told(one.rung)
+            ladder.check(one)
+            way = _in_process("choose", ladder.folder, one.rung, given)
+            costs[one.rung] = Cost.model_validate(_in_process("cost", ladder.folder, one.rung, given, json.dumps(way)))
+    return ladder.card.measured(costs, this_machine())
+
+
+def refuse_rows(rows: Rows, features: int) -> None:
+    """Refuse rows that the model cannot be asked about.
+
+    Raises:
+        InvalidCalibration: another width, none, or not finite.
+    """
+    if rows.ndim != 2 or rows.shape[1] != features or not len(rows):
+        raise InvalidCalibration(f"rows have the shape {list(rows.shape)}; accepted: [one or more, {features}]", given=list(rows.shape))
+    if not np.isfinite(rows).all():
+        place = np.argwhere(~np.isfinite(rows))[0]
+        raise InvalidCalibration(f"row {place[0]}, feature {place[1]} is not a finite number", row=int(place[0]), feature=int(place[1]))
+
+
+def _in_process(what: str, folder: Path, rung: str, rows: Path, *more: str) -> dict[str, object]:
+    command = [sys.executable, "-m", "qedge.edge.measurement", what, str(folder), rung, str(rows), *more]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"measuring {rung} took longer than {_TIMEOUT_S:g} s", rung=rung) from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise Failed(f"{rung} could not be measured: {last}", rung=rung)
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def choose(ladder: Ladder, rung: str, rows: Rows) -> dict[str, object]:
+    """How the rung runs best here: `prepacked` and `threads`, by turns at one row and at the largest batch."""
+    cores = this_machine().cores
+    ways = [(prepacked, threads) for prepacked in (False, True) for threads in sorted({1, cores})]
+    if rung == "binary":
+        ways = [(False, 1)]
+    runners = {way: ladder.load(rung, prepacked=way[0], threads=way[1]) for way in ways}
+    times = {(way, batch): math.inf for way in ways for batch in (1, max(BATCHES))}
+    for _ in range(_TURNS):
+        for way, batch in times:
+            times[way, batch] = min(times[way, batch], float(np.median(_calls(runners[way], _batch(rows, batch), 0.15))))
+
+    def pays(costly: tuple[bool, int], cheap: tuple[bool, int], share: float) -> bool:
+        return any(times[costly, batch] < share * times[cheap, batch] for batch in (1, max(BATCHES)))
+
+    threads = cores if (False, cores) in ways and times[(True, cores), 1] < WORTH_THREADS * times[(True, 1), 1] else 1
+    prepacked = (True, threads) in ways and pays((True, threads), (False, threads), WORTH_PREPACKING)
+    return {"prepacked": prepacked, "threads": threads}
+
+
+def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -> Cost:
+    """What loading and running the rung takes in this process, which should be fresh."""
+    before, began = pss_bytes(), time.perf_counter()
+    runner = ladder.load(rung, prepacked=prepacked, threads=threads)
+    load_ms = 1e3 * (time.perf_counter() - began)
+    for batch in BATCHES:
+        runner.run(_batch(rows, batch))
+    pss = max(0, pss_bytes() - before)
+    latency, cpu_s = {}, 0.0
+    for batch in BATCHES:
+        used = time.process_time()
+        taken = _calls(runner, _batch(rows, batch), _MOST_SECONDS)
+        if batch == 1:
+            cpu_s = 1000 * (time.process_time() - used) / len(taken)
+        p50, p95, p99 = (float(value) for value in 1e3 * np.percentile(taken, (50, 95, 99)))
+        latency[batch] = Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
+    return Cost(latency=latency, pss_bytes=pss, load_ms=load_ms, cpu_s_per_1000=cpu_s, prepacked=prepacked, threads=threads)
+
+
+def _batch(rows: Rows, batch: int) -> Rows:
+    return np.ascontiguousarray(np.resize(rows, (batch, rows.shape[1])))
+
+
+def _calls(runner: Runner, rows: Rows, most_s: float) -> list[float]:
+    """Seconds of each call."""
+    for _ in range(3):
+        runner.run(rows)
+    taken: list[float] = []
+    end = time.perf_counter() + most_s
+    while len(taken) < _MOST_CALLS and (time.perf_counter() < end or len(taken) < 20):
+        began = time.perf_counter()
+        runner.run(rows)
+        taken.append(time.perf_counter() - began)
+    return taken
+
+
+def main(arguments: Sequence[str]) -> None:
+    """One rung in this process, on behalf of `measure`; prints JSON."""
+    what, folder, rung, rows, *more = arguments
+    ladder, given = Ladder.open(Path(folder)), np.load(rows)
+    if what == "choose":
+        print(json.dumps(choose(ladder, rung, given)))
+    else:
+        print(cost(ladder, rung, given, **json.loads(more[0])).model_dump_json())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

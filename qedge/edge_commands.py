@@ -1,0 +1,123 @@
+"""The commands of edge nodes: `qedge edge …`. A ladder is built once, with the registry; each node measures it for itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qedge.command import Context, Facts, command, taking_model
+
+if TYPE_CHECKING:
+    from qedge.edge.card import Card
+    from qedge.edge.ladder import Ladder
+    from qedge.edge.rung import Rows
+
+_ALL = "fp32,fp16,int8,int4,int2,binary"
+
+
+@click.group()
+def edge() -> None:
+    """Models for small machines: ladders of precisions, what each rung costs on this node, and the cheapest that will do."""
+
+
+@command(edge)
+@taking_model
+@click.option("--calibration", required=True, metavar="TABLE", help="Rows to make rungs by: the model's columns, and labels.")
+@click.option("--label", default="label", show_default=True, metavar="COLUMN", help="The column of labels.")
+@click.option("--validation", metavar="TABLE", help="Rows to validate rungs by; default: half of the calibration rows, kept apart.")
+@click.option("--rungs", default=_ALL, show_default=True, help="Which, from the most precise to the least.")
+@click.option("--public", is_flag=True, help="Declare these rows public; else the receipts say that nothing covers their use.")
+def build(context: Context, model: str, calibration: str, label: str, validation: str | None, rungs: str, public: bool) -> Facts:
+    """Make the ladder of a model's version, measure it here, and keep it with the version in the registry."""
+    import secrets
+    import shutil
+
+    from qedge.edge.building.build import MODEL, Asked
+    from qedge.edge.building.build import build as build_ladder
+    from qedge.edge.building.graph import read as read_graph
+    from qedge.edge.calibration import Taken
+    from qedge.edge.calibration import read as read_rows
+    from qedge.edge.measurement import measure as measure_ladder
+    from qedge.edge.node import keep_card
+    from qedge.edge.rung import in_order
+    from qedge.record_commands import resolved
+    from qedge.records import Records
+    from qedge.registry.registry import Registry
+
+    named = in_order(rungs.split(","))
+    version, folder = resolved(context, model)
+    rows = read_rows(calibration, label, Taken.of(read_graph(folder / MODEL)), validation)
+    asked = Asked(version.name, str(version.version), named, rows, public)
+    home, say = context.settings.home, context.console.print
+    making = home / "edge" / f".{secrets.token_hex(8)}"
+    try:
+        ladder = build_ladder(asked, folder, making, Records.open(home), lambda rung: say(f"making {rung}"))
+        card = measure_ladder(ladder, rows.held.rows, lambda rung: say(f"measuring {rung}"))
+        Registry(context.settings).attach_ladder(version, making, ladder.id)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    keep_card(home, ladder.id, card)
+    return _shown(context, ladder, card)
+
+
+@command(edge)
+@taking_model
+@click.option("--rows", metavar="TABLE", help="Rows with the model's columns, to measure by; default: rows drawn at random.")
+def measure(context: Context, model: str, rows: str | None) -> Facts:
+    """Measure every rung on this machine: latency, memory, load time, CPU."""
+    from qedge.edge.measurement import measure as measure_ladder
+    from qedge.edge.node import keep_card
+
+    ladder = _ladder(context, model)
+    card = measure_ladder(ladder, _rows(ladder, rows), lambda rung: context.console.print(f"measuring {rung}"))
+    keep_card(context.settings.home, ladder.id, card)
+    return _shown(context, ladder, card)
+
+
+@command(edge)
+@taking_model
+@click.option("--plot", type=click.Path(), metavar="FILE", help="Draw accuracy against latency: .png, .svg or .pdf.")
+def card(context: Context, model: str, plot: str | None) -> Facts:
+    """Show what each rung answers, and what it costs on this machine."""
+    from qedge.edge.node import card_here
+
+    ladder = _ladder(context, model)
+    found = card_here(context.settings.home, ladder)
+    if plot is not None:
+        from qedge.edge.plot import draw
+
+        draw(found, Path(plot))
+    return _shown(context, ladder, found)
+
+
+def _ladder(context: Context, model: str) -> Ladder:
+    """The ladder of a version, verified under this home's key."""
+    from qedge.edge.ladder import Ladder
+    from qedge.records import Records
+    from qedge.registry.registry import Registry
+
+    registry, home = Registry(context.settings), context.settings.home
+    version = registry.resolve(model)
+    return Ladder.open(
+        registry.fetch_ladder(version, home / "models" / version.name / str(version.version)), Records.open(home).keys.public
+    )
+
+
+def _shown(context: Context, ladder: Ladder, found: Card) -> Facts:
+    from qedge.edge.display import show_card
+
+    show_card(context.console, found)
+    return {"model": found.model, "version": found.version, "ladder": ladder.id, "rungs": found.plain()}
+
+
+def _rows(ladder: Ladder, rows: str | None) -> Rows:
+    """Rows to measure by; what a rung costs hardly depends on them."""
+    import numpy as np
+
+    from qedge.data import tables
+
+    if rows is None:
+        return np.random.default_rng(0).random((32, ladder.card.features), np.float32)
+    return tables.features(tables.read(Path(rows)), ladder.card.columns)
