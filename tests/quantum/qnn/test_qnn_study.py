@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, UnknownKey
+from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, TooManyQubits, UnknownKey
 from qedge.quantum.backend import Backend
 from qedge.quantum.progress import Step
 from qedge.quantum.qnn.job import QNN
 from qedge.quantum.qnn.study import _fit, run
 from qedge.quantum.result import Result
+from qedge.quantum.state_size import refuse_too_deep
 from qedge.quantum.verdict import Verdict
 
 
@@ -93,3 +94,9 @@ def test_a_job_is_read_from_yaml_and_bad_values_are_refused(tmp_path: Path):
             QNN.load(path)
     with pytest.raises(InvalidJob, match="splits: input should be greater than or equal to 2; given: 1"):
         QNN(splits=1)
+
+
+def test_layers_whose_states_do_not_fit_are_refused_before_anything_is_computed() -> None:
+    with pytest.raises(TooManyQubits, match="accepted: fewer qubits or layers, or smaller batches"):
+        refuse_too_deep(12, 100, 449, limit=2**30)
+    refuse_too_deep(6, 3, 256, limit=2**30)
