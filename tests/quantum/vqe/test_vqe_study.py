@@ -29,6 +29,14 @@ def test_hydrogen_is_exact_to_eight_digits_by_every_ansatz(kind: str) -> None:
     assert result.verdict is Verdict.NEITHER
 
 
+@pytest.mark.parametrize("length", [9.0, 10.0])
+def test_hydrogen_far_apart_begins_at_the_bonding_orbital_and_reaches_its_atoms(length: float) -> None:
+    """Where a first search for orbitals puts both electrons at one atom, 0.36 hartree higher."""
+    result = run(VQE(problem=Molecule(name="H2", bond_length=length)))
+    assert result.others[0].value == pytest.approx({9.0: -0.57526, 10.0: -0.57232}[length], abs=1e-4)
+    assert result.value == pytest.approx(result.baseline.value, abs=1e-8)
+
+
 @pytest.mark.parametrize(("kind", "gates", "cx"), [("givens", 498, 240), ("adapt", 456, 240), ("uccsd", 2610, 1376)])
 def test_lithium_hydride_is_chemically_accurate_within_its_gates(kind: str, gates: int, cx: int) -> None:
     result = run(VQE.model_validate({"problem": LIH, "ansatz": {"kind": kind}}))
