@@ -25,6 +25,7 @@ from torch import nn
 from qedge import __version__
 from qedge.data.federation import Schema
 from qedge.errors import LabelMismatch, ModelError
+from qedge.layer_graph import chain_graph
 from qedge.models import parameters_vector, set_parameters
 from qedge.storage import write_atomically
 
@@ -66,7 +67,8 @@ def to_onnx(module: nn.Module, schema: Schema, path: Path) -> None:
     training = module.training
     served = _Served(module, schema).eval()
     try:
-        graph = _graph(served, len(schema.features))
+        scaling = (schema.center, schema.spread) if served.scales else None
+        graph = chain_graph(module, len(schema.features), scaling, OPSET) or _traced(served, len(schema.features))
         _append_label(graph, schema)
         content = _checked(graph)
         _compare(served, content, schema)
@@ -90,7 +92,7 @@ def save_weights(vector: npt.NDArray[np.float32], module: nn.Module, path: Path)
     write_atomically(path, save(tensors))
 
 
-def _graph(served: _Served, features: int) -> onnx.ModelProto:
+def _traced(served: _Served, features: int) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with _quiet():
         try:

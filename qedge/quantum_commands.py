@@ -220,7 +220,7 @@ def circuit(
 
     if output is not None:
         refuse_output(output, (".qasm",))
-    script = qasm.read(program)
+    script, qubits = qasm.read(program), qasm.declared_qubits(program)
     compiled = compile_circuit(script, gate_budget=gate_budget, on_over=over) if optimise else None
     before = count(script)
     show_circuit(context.console, program.name, before, compiled)
@@ -231,11 +231,11 @@ def circuit(
     if backend is not None or shots is not None or noise:
         named = backend or ("default.mixed" if noise else None)
         given = _over({}, {"name": named, "shots": shots, "noise": dict(noise) or None, "seed": seed})
-        run = run_circuit(script, Backend.model_validate(given))
+        run = run_circuit(script, Backend.model_validate(given), qubits=qubits)
         show_run(context.console, run)
         facts |= run.plain()
     if output is not None:
-        write_atomically(output, qasm.write(script).encode())
+        write_atomically(output, qasm.write(script, qubits=qubits).encode())
     return facts
 
 

@@ -24,6 +24,13 @@ if (
 hypothesis.settings.register_profile("qedge", deadline=None)  # a speed is never asserted here
 hypothesis.settings.load_profile("qedge")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: begun last, one of minutes would be waited for alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 PRIVATE: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "wine", "partition": {"dirichlet": 1.0, "clients": 30}, "test": 0.3, "evaluation": "public"},

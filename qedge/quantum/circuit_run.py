@@ -11,7 +11,7 @@ from pydantic import JsonValue
 
 from qedge.errors import InvalidCircuit
 from qedge.quantum.backend import Backend
-from qedge.quantum.execution import Executor, LocalExecutor, wires_of
+from qedge.quantum.execution import Executor, LocalExecutor, wires_of, with_idle
 from qedge.quantum.fidelity import MOST_QUBITS, distribution_fidelity
 from qedge.quantum.resources import Resources, count
 
@@ -43,13 +43,15 @@ class CircuitRun:
         }
 
 
-def run_circuit(script: QuantumScript, backend: Backend, executor: Executor | None = None) -> CircuitRun:
+def run_circuit(script: QuantumScript, backend: Backend, executor: Executor | None = None, *, qubits: int = 0) -> CircuitRun:
     """Run it as it measures; all wires where it measures nothing, the first wire being the first bit.
+
+    qubits: wires 0 to qubits - 1 are there though no gate may touch them.
 
     Raises:
         InvalidCircuit: it measures something else than bits, or too many of them. Others as the executor.
     """
-    wires = _measured(script)
+    wires = _measured(script, qubits)
     asked = QuantumScript(script.operations, [qml.probs(wires=wires)])
     (answer,) = (executor or LocalExecutor()).run([asked], backend)
     found = np.asarray(answer, dtype=np.float64)
@@ -58,16 +60,19 @@ def run_circuit(script: QuantumScript, backend: Backend, executor: Executor | No
         (ideal,) = LocalExecutor().run([asked], Backend(name=_EXACT))
         fidelity = distribution_fidelity(found, np.asarray(ideal, dtype=np.float64))
     order = sorted(np.flatnonzero(found > 1e-12), key=lambda place: -found[place])
-    spread = np.sqrt(found * (1 - found) / backend.shots) if backend.shots else np.zeros_like(found)
+    spread = np.zeros_like(found)
+    if backend.shots:  # with one more shot spread evenly: shots that all agree are no certainty
+        smoothed = (found * backend.shots + 1 / len(found)) / (backend.shots + 1)
+        spread = np.sqrt(smoothed * (1 - smoothed) / backend.shots)
     seen = {f"{place:0{len(wires)}b}": (float(found[place]), float(spread[place])) for place in order}
     taken = replace(count(asked), shots=backend.shots or 0)
     return CircuitRun(backend.name, backend.shots, seen, fidelity, taken)
 
 
-def _measured(script: QuantumScript) -> list[object]:
+def _measured(script: QuantumScript, qubits: int) -> list[object]:
     if any(not isinstance(one, qml.measurements.ProbabilityMP) for one in script.measurements):
         raise InvalidCircuit("a circuit that measures something else than bits; accepted: probabilities of its wires")
-    wires: list[object] = list(qml.wires.Wires.all_wires([one.wires for one in script.measurements])) or list(wires_of(script))
+    wires: list[object] = list(qml.wires.Wires.all_wires([one.wires for one in script.measurements])) or with_idle(script, qubits)
     if not wires or len(wires) > MOST_BITS:
         raise InvalidCircuit(f"{len(wires)} bits are measured; accepted: 1 to {MOST_BITS}", given=len(wires), accepted=MOST_BITS)
     return wires

@@ -165,6 +165,13 @@ def wires_of(circuit: QuantumScript) -> tuple[object, ...]:
     return tuple(sorted(labels)) if all(isinstance(label, int) for label in labels) else labels
 
 
+def with_idle(circuit: QuantumScript, qubits: int) -> list[object]:
+    """A circuit's wires, in that order, and those of 0 to qubits - 1 that no gate touches."""
+    there = wires_of(circuit)
+    together = [*there, *(wire for wire in range(qubits) if wire not in there)]
+    return sorted(together) if all(isinstance(wire, int) for wire in together) else together  # type: ignore[type-var]
+
+
 def _counted(wires: tuple[object, ...] | None) -> int | tuple[object, ...] | None:
     """Wires 0 to n - 1 by their number: devices that are given labels translate every circuit."""
     return len(wires) if wires is not None and wires == tuple(range(len(wires))) else wires

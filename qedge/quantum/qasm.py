@@ -19,7 +19,7 @@ from pennylane.operation import Operator
 from pennylane.tape import QuantumScript
 
 from qedge.errors import DataNotFound, InvalidCircuit
-from qedge.quantum.execution import wires_of
+from qedge.quantum.execution import with_idle
 from qedge.quantum.qasm_gates import DEFINED, NATIVE
 from qedge.quantum.qasm_program import Gate, Program
 from qedge.quantum.qasm_tokens import tokens
@@ -47,31 +47,42 @@ def read(source: Path | str) -> QuantumScript:
         DataNotFound: no such file.
         InvalidCircuit: what is wrong, with its line and column, both from 1, among the facts.
     """
-    if isinstance(source, str) and ";" in source:
-        return _circuit(source)
+    return _circuit(source if isinstance(source, str) and ";" in source else _text(source))
+
+
+def _text(source: Path | str) -> str:
     try:
         content = Path(source).read_bytes()
     except (OSError, ValueError) as error:
         raise DataNotFound(f"no OpenQASM program can be read at {source}: {error}", given=str(source)) from error
     try:
-        return _circuit(content.decode())
+        return content.decode()
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         column = error.start - content.rfind(b"\n", 0, error.start)
         raise InvalidCircuit(f"line {line}, column {column}: not UTF-8", line=line, column=column) from error
 
 
-def write(circuit: QuantumScript) -> str:
+def declared_qubits(source: Path) -> int:
+    """How many qubits a program's registers have, whether or not gates touch them.
+
+    Raises:
+        As `read`.
+    """
+    return _program(_text(source)).qubits
+
+
+def write(circuit: QuantumScript, *, qubits: int = 0) -> str:
     """A program of a circuit's operations, and of the measurement of those wires that it measures, in the order in which it names them.
 
     What is measured in another than the computational basis is rotated into it first. A global phase is left out, and what qelib1.inc
-    has no gate for is decomposed.
+    has no gate for is decomposed. qubits: the register has at least so many, of which some may be idle.
 
     Raises:
         InvalidCircuit: an operation that has no decomposition into gates of qelib1.inc, one that measures on its way and goes on, or
             observables that cannot be measured together.
     """
-    wires = list(wires_of(circuit))
+    wires = with_idle(circuit, qubits)
     if not wires:
         raise InvalidCircuit("a circuit without a qubit is no OpenQASM program")
     if circuit.batch_size is not None:
@@ -117,11 +128,16 @@ def _measured(circuit: QuantumScript) -> list[object]:
 
 
 def _circuit(text: str) -> QuantumScript:
-    program = Program(tokens(text), {_LIBRARY: _library()})
-    program.read()
+    program = _program(text)
     operations: list[Operator] = [NATIVE[name][2](*parameters, wires=wires) for name, parameters, wires in program.applied]
     measured = [program.bits[bit] for bit in sorted(program.bits)]
     return QuantumScript(operations, [qml.probs(wires=measured)] if measured else [])
+
+
+def _program(text: str) -> Program:
+    program = Program(tokens(text), {_LIBRARY: _library()})
+    program.read()
+    return program
 
 
 @cache

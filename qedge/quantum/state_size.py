@@ -17,6 +17,7 @@ from qedge.errors import TooManyQubits
 STATEVECTOR_QUBITS = 12  # of the torch simulator that jobs with this backend train on
 _SHARE = 0.8  # of what is free: others need some too
 _AMPLITUDE_BYTES = 16
+_REAL_BYTES = 4  # of each of an amplitude's two parts, in float32
 _COPIES = {"lightning.qubit": 5, "default.qubit": 8, "statevector": 8, "reference.qubit": 8, "qiskit.aer": 5, "default.mixed": 18}
 _GRADIENT_COPIES = 3  # adjoint differentiation: the bra, what a generator makes of the ket, the state that is kept
 _CGROUP = Path("/sys/fs/cgroup")
@@ -66,6 +67,23 @@ def refuse_too_many(name: str, qubits: int, *, batch: int = 1, gradient: bool = 
         needed_bytes=needed,
         limit_bytes=allowed,
     )
+
+
+def refuse_too_deep(qubits: int, layers: int, rows: int, *, limit: int | None = None) -> None:
+    """Check that the states of all layers for so many rows at once, which a gradient needs, fit in memory. limit: as `refuse_too_many`.
+
+    Raises:
+        TooManyQubits: they do not.
+    """
+    needed, allowed = 2 * layers * rows * 2 * _REAL_BYTES * 2**qubits, limit_bytes() if limit is None else limit
+    if needed > allowed:
+        raise TooManyQubits(
+            f"{qubits} qubits and {layers} layers, for {rows} rows at once, take an estimated {_readable(needed)}, the limit is "
+            f"{_readable(allowed)}; accepted: fewer qubits or layers, or smaller batches",
+            given=qubits,
+            needed_bytes=needed,
+            limit_bytes=allowed,
+        )
 
 
 def _readable(size: int) -> str:

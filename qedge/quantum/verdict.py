@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import norm, t
 
 CONFIDENCE = 0.95
+FEWEST_SPLITS = 5
 
 
 class Verdict(StrEnum):
@@ -51,14 +52,20 @@ def compare(
     return _judged(advantage, half, tolerance)
 
 
-def compare_splits(quantum: Sequence[float], classical: Sequence[float], *, test_share: float, tolerance: float = 0.0) -> Compared:
-    """Scores, higher being better, of both on the same splits, of which `test_share` (0 < share < 1) of the rows are tested on."""
+def compare_splits(
+    quantum: Sequence[float], classical: Sequence[float], *, test_share: float, tested: int, tolerance: float = 0.0
+) -> Compared:
+    """Scores, higher being better, of both on the same splits, of which `test_share` (0 < share < 1) of the rows, `tested`, are tested on.
+
+    Differences vary by at least one row of those, also where a few splits happen to agree; of fewer than 5 splits none is concluded from.
+    """
     advantages = np.asarray(quantum, dtype=np.float64) - np.asarray(classical, dtype=np.float64)
     splits = len(advantages)
-    spread = float(advantages.std(ddof=1)) if splits > 1 else math.inf
+    spread = max(float(advantages.std(ddof=1)), 1 / tested) if splits > 1 else math.inf
     deviation = spread * math.sqrt(1 / splits + test_share / (1 - test_share))
     half = float(t.ppf((1 + CONFIDENCE) / 2, max(1, splits - 1))) * deviation
-    return _judged(float(advantages.mean()), half, tolerance)
+    found = _judged(float(advantages.mean()), half, tolerance)
+    return found if splits >= FEWEST_SPLITS else replace(found, verdict=Verdict.NEITHER)
 
 
 def _judged(advantage: float, half: float, tolerance: float) -> Compared:

@@ -22,6 +22,7 @@ from qedge.storage import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from sqlalchemy.engine.interfaces import DBAPIConnection
 
 EXPERIMENT = "qedge"
 CONNECT_TIMEOUT_S = 5.0
@@ -115,17 +116,29 @@ def _create_whole(uri: str) -> None:
     if not uri.startswith("sqlite:///") or place.exists():
         return
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+    from sqlalchemy import event
 
     making = place.with_name(f".{place.name}.new")
     for leftover in place.parent.glob(f"{making.name}*"):
         leftover.unlink()
     engine = create_sqlalchemy_engine_with_retry(f"sqlite:///{making}")
+    event.listen(engine, "connect", _write_unsynced)
+    engine.dispose()  # of the connection by which it was tried
     try:
         _initialize_tables(engine)
     finally:
         engine.dispose()
     making.chmod(0o600)
+    with making.open("rb") as whole:
+        os.fsync(whole.fileno())
     making.replace(place)
+
+
+def _write_unsynced(connection: DBAPIConnection, _record: object) -> None:
+    """Nothing of a file is kept unless it is whole: its hundreds of transactions need not reach the disk one by one."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous = OFF")
+    cursor.close()
 
 
 def experiment_id(client: MlflowClient, settings: Settings) -> str:

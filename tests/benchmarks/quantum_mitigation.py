@@ -160,9 +160,9 @@ def measure(repeat: int) -> list[Figure]:
         _count(cells, "richardson", "mitiq's, by its defaults", ENOUGH),
         _count(cells, "linear", "mitiq's line", ENOUGH),
         _count(cells, "exponential", "mitiq's exponential with the same asymptote", ENOUGH),
-        _count(cells, "richardson_cut", "mitiq's, by its defaults, cut as ours", 0),
-        _count(cells, "linear_cut", "mitiq's line, cut as ours", 0),
-        _count(cells, "exponential_cut", "mitiq's exponential, cut as ours", 0),
+        _count(cells, "richardson_cut", "mitiq's, by its defaults, cut as ours", ENOUGH),
+        _count(cells, "linear_cut", "mitiq's line, cut as ours", ENOUGH),
+        _count(cells, "exponential_cut", "mitiq's exponential, cut as ours", ENOUGH),
         _count(cells, "best", "the best of all of them in that cell", 0),
         _count(cells, "raw", "that of the raw value with as many shots", 0),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +18,19 @@ def slow(model: nn.Module, features: torch.Tensor, labels: torch.Tensor, rows: i
     while time.monotonic() < end:
         pass
     plain(model, features, labels, 0.1, 2)
+
+
+def slow_until_replaced(model: nn.Module, features: torch.Tensor, labels: torch.Tensor, folder: str, seconds: float) -> None:
+    """Slow over each client until a process has trained that was not there when one of those in the file `hurt` was.
+
+    The folder gets a file of each process that trained, and `replaced`.
+    """
+    place, me = Path(folder), str(os.getpid())
+    (place / me).touch()
+    hurt, replaced = place / "hurt", place / "replaced"
+    if hurt.exists() and me not in hurt.read_text().split():
+        replaced.touch()
+    slow(model, features, labels, None, 0.0 if replaced.exists() else seconds)
 
 
 def deadly(model: nn.Module, features: torch.Tensor, labels: torch.Tensor, rows: int) -> None:

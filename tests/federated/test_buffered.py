@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from actors import environment
 from actors.cluster import ClusterRecord, start_head, stop_head
 from qedge import train
 from qedge.algorithms import fedbuff
@@ -44,6 +43,7 @@ from qedge.models import build, parameters_vector
 from qedge.records import Records
 from qedge.runs.backend import local_workers
 from qedge.runs.preparation import prepare
+from qedge.storage import write_atomically
 from tests.endpoint import free_port
 
 Make = Callable[..., TrainingJob]
@@ -334,32 +334,25 @@ def test_a_run_ends_before_its_slow_client_is_done_once(running, make_job: Make)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(running, make_job: Make, how: str):
-    settings, record = running
-    # Four clients a step, 5 ms each, on two actors at most: ten seconds at least, more than a deadline and a start.
-    loop = {"loop": "tests.federated.slow_code:slow", "options": {"rows": None, "seconds": 0.005}, "kernel": "auto"}
-    cohort = {**_plain(12)["cohort"], "deadline_s": 3}
-    job = make_job(privacy="none", cohort=cohort, algorithm=_fedbuff(4, **loop), rounds=1000)
+def test_what_an_actor_had_that_is_killed_or_hangs_is_run_by_another_and_no_step_is_lost(running, make_job: Make, tmp_path: Path, how: str):
+    settings, _record = running
+    options = {"folder": str(tmp_path), "seconds": 0.01}
+    loop = {"loop": "tests.federated.slow_code:slow_until_replaced", "options": options, "kernel": "auto"}
+    # Longer than a process that was just started takes over its first clients on a busy machine, which would be late too.
+    cohort = {**_plain(12)["cohort"], "deadline_s": 8}
+    # Four clients a step: while one actor is left alone, 32 s at least until the last step.
+    job = make_job(privacy="none", cohort=cohort, algorithm=_fedbuff(4, **loop), rounds=800)
     hurt: list[psutil.Process] = []
-    first: list[psutil.Process] = []
-    later: set[psutil.Process] = set()
     rounds: list[int] = []
-
-    def actors() -> list[psutil.Process]:
-        return [p for p in environment.processes_of(Path(record.folder)) if "FederatedClientActor" in " ".join(p.cmdline())]
-
-    earlier = set(actors())  # of a run that is ending
 
     def hurt_one(event: Event) -> None:
         if isinstance(event, RoundFinished):
             rounds.append(event.round)
-        if rounds and not hurt:
-            first.extend(actors())
-            hurt.append(next(worker for worker in first if worker not in earlier))
+        living = [path.name for path in tmp_path.glob("[0-9]*") if psutil.pid_exists(int(path.name))]
+        if rounds and not hurt and len(living) == 2:
+            write_atomically(tmp_path / "hurt", " ".join(living).encode())
+            hurt.append(psutil.Process(int(living[0])))
             hurt[0].kill() if how == "killed" else hurt[0].suspend()
-
-        if rounds and rounds[-1] % 50 == 0:
-            later.update(set(actors()) - set(first))
 
     try:
         result = train(job, backend="ray", settings=settings, on_event=hurt_one)
@@ -368,13 +361,14 @@ def test_an_actor_that_is_killed_or_hangs_is_replaced_and_no_step_is_lost(runnin
             if process.is_running():
                 process.kill()
     assert hurt
-    assert rounds == list(range(1, 1001))
+    assert rounds == list(range(1, 801))
     assert result.accuracy is not None
     assert result.accuracy > 0.8
+    assert (tmp_path / "replaced").exists(), "no actor took its place"
     metrics = RunFolder.open(settings.home, result.run_id).metrics_by_round().values()
-    assert later, "no actor took its place"
-    if how == "stopped":  # found out by the deadline, many steps later; a death is known at once, and what it had is run again at once
-        assert max(one["staleness_max"] for one in metrics) > 20, "what the actor had was never run again"
+    # Its clients are handed to its replacement, while whose process starts the other actor goes on.
+    print("STALE", how, max(one["staleness_max"] for one in metrics))
+    assert max(one["staleness_max"] for one in metrics) > 20, "what the actor had was never run again"
 
 
 @pytest.mark.slow

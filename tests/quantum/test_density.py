@@ -13,6 +13,7 @@ from pennylane.tape import QuantumScript
 from qedge.quantum.backend import Backend
 from qedge.quantum.density import density_matrix, prepared
 from qedge.quantum.execution import LocalExecutor
+from qedge.quantum.noise import Noise
 
 WIRES = 4
 
@@ -85,3 +86,31 @@ def test_channels_that_differ_only_in_matrices_are_told_apart() -> None:
     assert LocalExecutor().run([script], Backend(name="default.mixed")) == [pytest.approx(-1)]
     words = QuantumScript([qml.PauliRot(np.pi, "X", 0), qml.PauliRot(np.pi, "Z", 0)], [qml.expval(qml.Z(0))])
     assert LocalExecutor().run([words], Backend(name="default.mixed")) == [pytest.approx(-1)]
+
+
+PAULIS = [np.eye(2), np.array([[0, 1], [1, 0]]), np.array([[0, -1j], [1j, 0]]), np.diag([1, -1])]
+
+
+def depolarised(state: np.ndarray, wire: int, rate: float) -> np.ndarray:
+    """Kraus operators by hand: the state, and with `rate` one of X, Y, Z on that wire of two."""
+    kraus = [np.sqrt(1 - rate) * PAULIS[0], *(np.sqrt(rate / 3) * pauli for pauli in PAULIS[1:])]
+    whole = [np.kron(one, np.eye(2)) if wire == 0 else np.kron(np.eye(2), one) for one in kraus]
+    return sum(one @ state @ one.conj().T for one in whole)
+
+
+@pytest.mark.parametrize(("two_qubit", "after_cnot"), [(None, 0.2), (0.3, 0.3)])
+def test_a_gate_on_two_wires_disturbs_both(two_qubit: float | None, after_cnot: float) -> None:
+    noise = Noise(depolarizing=0.2, two_qubit=two_qubit)
+    asked = [qml.Z(0), qml.Z(1), qml.Z(0) @ qml.Z(1), qml.X(0) @ qml.X(1)]
+    circuits = [QuantumScript([qml.RY(0.7, 0), qml.CNOT([0, 1])], [qml.expval(one)]) for one in asked[:3]]
+    # Measured in X, the turns before it suffer as any gate does: here they are gates of the circuit.
+    turns = [qml.Hadamard(0), qml.Hadamard(1)]
+    circuits.append(QuantumScript([*circuits[0].operations, *turns], [qml.expval(asked[2])]))
+    answers = LocalExecutor().run(circuits, Backend(name="default.mixed", noise=noise))
+    turned = np.kron(qml.RY(0.7, 0).matrix(), np.eye(2))[:, :1]
+    state = depolarised(turned @ turned.conj().T, 0, 0.2)
+    cnot = qml.CNOT([0, 1]).matrix()
+    state = depolarised(depolarised(cnot @ state @ cnot, 0, after_cnot), 1, after_cnot)
+    expected = [float(np.trace(state @ qml.matrix(one, [0, 1])).real) for one in asked]
+    expected[3] *= (1 - 4 / 3 * 0.2) ** 2
+    np.testing.assert_allclose(np.array(answers, dtype=float), expected, atol=1e-12)

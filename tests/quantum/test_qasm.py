@@ -17,6 +17,8 @@ from pennylane.tape import QuantumScript
 from qedge.errors import DataNotFound, InvalidCircuit
 from qedge.quantum import qasm
 from qedge.quantum.backend import Backend
+from qedge.quantum.circuit_run import run_circuit
+from qedge.quantum.compilation.compiler import compile_circuit
 from qedge.quantum.execution import LocalExecutor
 from qedge.quantum.qasm_gates import DEFINED, NATIVE
 
@@ -318,3 +320,24 @@ LIBRARY = """
 def test_every_gate_of_the_library_is_known() -> None:
     """Names of qelib1.inc as Qiskit ships it."""
     assert all(name in NATIVE or f"gate {name}" in DEFINED for name in LIBRARY.split())
+
+
+IDLE = 'OPENQASM 2.0;\ninclude "qelib1.inc";\nqreg q[3];\nx q[2];\nh q[2];\nh q[2];\n'
+
+
+def test_qubits_that_no_gate_touches_stay_in_their_register(tmp_path: Path) -> None:
+    path = tmp_path / "idle.qasm"
+    path.write_text(IDLE)
+    compiled = compile_circuit(qasm.read(path)).script
+    written = qasm.write(compiled, qubits=qasm.declared_qubits(path))
+    assert "qreg q[3];" in written
+    assert "q[2]" in written
+    run = run_circuit(compiled, Backend(name="default.qubit"), qubits=3)
+    assert run.probabilities.keys() == {"001"}
+    assert run_circuit(QuantumScript([]), Backend(name="default.qubit"), qubits=2).probabilities == {"00": (1.0, 0.0)}
+
+
+def test_shots_that_all_agree_are_no_certainty() -> None:
+    """P(1) = 0.061: 5 shots often show no 1."""
+    run = run_circuit(QuantumScript([qml.RX(0.5, 0)]), Backend(name="default.qubit", shots=5, seed=1))
+    assert all(0 < error < 0.5 for _, error in run.probabilities.values())

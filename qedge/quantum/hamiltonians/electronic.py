@@ -96,13 +96,29 @@ def _molecular_integrals(molecule: Molecule) -> tuple[float, NDArray[np.float64]
     geometry = np.array([atom.position for atom in molecule.geometry]) / BOHR
     built = qml.qchem.Molecule([atom.element for atom in molecule.geometry], geometry, charge=molecule.charge)
     _, orbitals, _, kinetic, repulsion = (np.asarray(part) for part in qml.qchem.scf(built)())
-    orbitals = _settled(orbitals, kinetic, repulsion, molecule.electrons // 2)
+    full = molecule.electrons // 2
+    # At long bonds the search may end on a saddle where the charge is all at one atom; orbitals of the bare nuclei have their symmetry.
+    bare = orbitals @ np.linalg.eigh(orbitals.T @ kinetic @ orbitals)[1]
+    settled = [_settled(begun, kinetic, repulsion, full) for begun in (orbitals, bare)]
+    orbitals = min(settled, key=lambda found: round(_mean_field_energy(found[:, :full], kinetic, repulsion), 8))
     largest = np.abs(np.round(orbitals, 6)).argmax(axis=0)
     orbitals = orbitals * np.sign(orbitals[largest, np.arange(len(largest))])
     one = orbitals.T @ kinetic @ orbitals
     two = np.einsum("ai,bj,abcd,ck,dl->ijkl", orbitals, orbitals, repulsion, orbitals, orbitals, optimize=True)
     constant = qml.qchem.nuclear_energy(built.nuclear_charges, built.coordinates)()
     return float(constant[0]), one, two.swapaxes(1, 3)
+
+
+def _mean(density: NDArray[np.float64], kinetic: NDArray[np.float64], repulsion: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What an electron feels of a closed shell of this density."""
+    of_others: NDArray[np.float64] = 2 * np.einsum("pqrs,rs->pq", repulsion, density) - np.einsum("psqr,rs->pq", repulsion, density)
+    return kinetic + of_others
+
+
+def _mean_field_energy(orbitals: NDArray[np.float64], kinetic: NDArray[np.float64], repulsion: NDArray[np.float64]) -> float:
+    """Of electrons in pairs in these orbitals, without the nuclei's repulsion."""
+    density = orbitals @ orbitals.T
+    return float(np.sum(density * (kinetic + _mean(density, kinetic, repulsion))))
 
 
 def _settled(orbitals: NDArray[np.float64], kinetic: NDArray[np.float64], repulsion: NDArray[np.float64], full: int) -> NDArray[np.float64]:
@@ -113,8 +129,7 @@ def _settled(orbitals: NDArray[np.float64], kinetic: NDArray[np.float64], repuls
     """
     lifted = np.diag(np.r_[np.zeros(full), np.full(orbitals.shape[1] - full, LIFT)])
     for _ in range(STEPS):
-        density = orbitals[:, :full] @ orbitals[:, :full].T
-        mean = kinetic + 2 * np.einsum("pqrs,rs->pq", repulsion, density) - np.einsum("psqr,rs->pq", repulsion, density)
+        mean = _mean(orbitals[:, :full] @ orbitals[:, :full].T, kinetic, repulsion)
         levels = orbitals.T @ mean @ orbitals
         if np.abs(levels[:full, full:]).max(initial=0) < SETTLED / 1000:
             break

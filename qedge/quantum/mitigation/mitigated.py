@@ -65,7 +65,7 @@ class Mitigated:
         """Better or worse, where that can be said."""
         if self.ideal is not None:
             gain = abs(self.raw.value - self.ideal) - abs(self.value - self.ideal)
-            if abs(gain) <= max(math.hypot(self.error, self.raw.error), 1e-12):
+            if abs(gain) <= max(2 * math.hypot(self.error, self.raw.error), 1e-12):
                 return Effect.UNDECIDED
             return Effect.BETTER if gain > 0 else Effect.WORSE
         spread = self.error**2 + self.raw.variance

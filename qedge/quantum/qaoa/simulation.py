@@ -17,11 +17,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from qedge.errors import TooManyQubits
 from qedge.quantum.qaoa.problems import Problem, Reals
+from qedge.quantum.state_size import limit_bytes
 
 State = NDArray[np.complex128]
 TOGETHER = 4  # qubits rotated as one matrix, at most: larger matrices cost more arithmetic, smaller ones more passes
@@ -29,7 +29,6 @@ TOGETHER = 4  # qubits rotated as one matrix, at most: larger matrices cost more
 # which wait for each other far longer than the work takes once the cores have other things to do.
 COLUMNS, ELEMENTS = 128, 8192
 COPIES = 12  # of the state that are held besides two for each layer, tables of phases included
-SHARE = 0.8  # of the free memory: others need some too
 FEW = 1 / 8  # phases are looked up where so few of them differ
 
 
@@ -39,7 +38,7 @@ def refuse_too_large(problem: Problem, layers: int, *, warm: bool = False, limit
     Raises:
         TooManyQubits: they do not.
     """
-    allowed = int(SHARE * psutil.virtual_memory().available) if limit is None else limit
+    allowed = limit_bytes() if limit is None else limit
     half = problem.is_symmetric and not warm
     each = 16 * (2 * layers + COPIES)
     needed, most = each * 2 ** (problem.qubits - half), max(0, (allowed // each).bit_length() - 1 + half)

@@ -29,9 +29,11 @@ from qedge.quantum.qnn.layer import QuantumLayer, hybrid
 from qedge.quantum.qnn.on_backend import measure
 from qedge.quantum.resources import Resources, count
 from qedge.quantum.result import Baseline, Result
+from qedge.quantum.state_size import refuse_too_deep
 from qedge.quantum.verdict import compare_splits
 
 _INNER = 0.2  # of the training rows, to choose a rate on
+_ASKED_AT_ONCE = 256  # rows: the states of all layers are held for each
 Make = Callable[[], nn.Module]
 
 
@@ -53,6 +55,7 @@ def run(job: QNN, *, table: Labelled | None = None, executor: Executor | None = 
         UnknownBackend, BackendUnavailable, TooManyQubits: as `device` does.
     """
     begun = time.perf_counter()
+    refuse_too_deep(job.qubits, job.layers, max(job.batch_size, _ASKED_AT_ONCE))
     table = table or read(job)
     features, classes = table.features.shape[1], len(table.vocabulary)
     makes = {"quantum": _maker(job, features, classes), "classical": _mlp(job, features, classes)}
@@ -95,7 +98,7 @@ def run(job: QNN, *, table: Labelled | None = None, executor: Executor | None = 
         value=value,
         error=error,
         baseline=Baseline("MLP", other, other_error, how),
-        compared=compare_splits(scores["quantum"], scores["classical"], test_share=job.test),
+        compared=compare_splits(scores["quantum"], scores["classical"], test_share=job.test, tested=len(split.test[1])),
         resources=used.spent(seconds=time.perf_counter() - begun),
         details=details,
     )
@@ -182,7 +185,8 @@ def _fit(make: Make, rows: torch.Tensor, labels: torch.Tensor, rate: float, job:
 
 def _accuracy(module: nn.Module, rows: torch.Tensor, labels: torch.Tensor) -> float:
     with torch.no_grad():
-        return float((module(rows).argmax(1) == labels).double().mean())
+        found = [module(part).argmax(1) for part in torch.split(rows, _ASKED_AT_ONCE)]
+        return float((torch.cat(found) == labels).double().mean())
 
 
 def _mean(scores: list[float], share: float) -> tuple[float, float]:

@@ -39,7 +39,7 @@ class QuantumSVC(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         feature_map: Literal["zz", "iqp", "angle"] = "zz",
         repetitions: int = 2,
         entanglement: Literal["full", "linear"] = "full",
-        bandwidth: float = 1.0,
+        bandwidth: float = 0.3,
         kernel: Literal["fidelity", "projected"] = "fidelity",
         gamma: float = 1.0,
         C: float = 1.0,

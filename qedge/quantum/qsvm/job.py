@@ -45,7 +45,9 @@ class QSVM(QuantumJob):
     )
     feature_map: FeatureMap = Field(default_factory=FeatureMap, description="its bandwidth is what `bandwidths` says")
     kernel: Kernel = Field(default_factory=Kernel)
-    bandwidths: tuple[Positive, ...] = Field(default=(0.01, 0.03, 0.1, 0.3), min_length=1, description="of standardised components; tried")
+    bandwidths: tuple[Positive, ...] = Field(
+        default=(0.003, 0.01, 0.03, 0.1, 0.3), min_length=1, description="of standardised components; tried"
+    )
     costs: tuple[Positive, ...] = Field(default=(0.1, 1.0, 10.0, 100.0), min_length=1, description="C of the SVM; tried")
     chosen_by: Literal["validation", "alignment"] = Field(
         default="validation",

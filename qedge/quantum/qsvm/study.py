@@ -91,7 +91,8 @@ def run(job: QSVM, *, table: Labelled | None = None, executor: Executor | None =
     scores = {name: [one.score for one in tried] for name, tried in found.items()}
     best = max(("RBF SVM", "logistic regression"), key=lambda name: fmean(scores[name]))
     candidates = len(job.bandwidths) * len(job.costs)
-    how = f"{candidates} candidates on {job.folds} folds of each split, as the quantum kernel had"
+    how = f"{candidates} candidates on {job.folds} folds of each split"
+    how += ", as the quantum kernel had" if job.chosen_by != "alignment" else "; the quantum kernel's bandwidth was chosen by alignment"
     baselines = {name: Baseline(name, *_mean(scores[name], job.test), how) for name in scores if name != "quantum"}
     details, used = _looked_at(job, first, found["quantum"], executor)
     details |= {
@@ -110,7 +111,7 @@ def run(job: QSVM, *, table: Labelled | None = None, executor: Executor | None =
         value=value,
         error=error,
         baseline=baselines[best],
-        compared=compare_splits(scores["quantum"], scores[best], test_share=job.test),
+        compared=compare_splits(scores["quantum"], scores[best], test_share=job.test, tested=len(first.labels[1])),
         resources=used.spent(seconds=time.perf_counter() - begun),
         others=tuple(one for name, one in baselines.items() if name != best),
         details=details,

@@ -93,7 +93,7 @@ def _evolve(circuit: Circuit, angles: torch.Tensor, weights: torch.Tensor) -> tu
     later = gates[:, 1:]
     if circuit.reupload:
         later = product(later, (ry if circuit.embedding == "ry" else rx)(angles[..., 0])[:, None])
-    matrices = _matrices(plan, later)
+    matrices = matrices_of_layers(plan, later)
     size, other = 2**plan.left, 2**plan.right
     between, turned = [], [state.reshape(groups, 2 * size * other, rows)]
     for left, right in matrices:
@@ -147,7 +147,7 @@ def _product_state(plan: Plan, qubits: torch.Tensor) -> torch.Tensor:
     return outer(halves[1], halves[0])
 
 
-def _matrices(plan: Plan, gates: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def matrices_of_layers(plan: Plan, gates: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The gates of some layers, [groups, layers, qubits, plane, 2, 2], as matrices of their halves."""
     if not gates.shape[1]:
         return []

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from pennylane.operation import Operator
 from pennylane.tape import QuantumScript
 
+from qedge.errors import TooManyQubits
 from qedge.quantum.backend import Backend
 from qedge.quantum.execution import Executor
 from qedge.quantum.hamiltonians.pauli import Hamiltonian, parity
+from qedge.quantum.state_size import limit_bytes
 from qedge.quantum.vqe.ansatz import AnsatzCircuit
 
 
@@ -36,10 +38,10 @@ class Group:
         return [turns[letter](wire) for wire, letter in enumerate(self.basis) if letter in turns]
 
     def variance(self, chances: NDArray[np.float64], shots: int) -> float:
-        """Of the mean of so many shots; of one shot, which has no spread, the largest that there could be."""
-        if shots == 1:
-            return float(np.ptp(self.values) / 2) ** 2
-        return float(chances @ (self.values - chances @ self.values) ** 2) / (shots - 1)
+        """Of the mean of so many shots, with one more shot spread evenly: else an outcome that happened not to be seen, and is far away,
+        would make the value too good and its error bar too small at once."""
+        smoothed = (chances * shots + 1 / len(chances)) / (shots + 1)
+        return float(smoothed @ (self.values - smoothed @ self.values) ** 2) / shots
 
 
 def groups_of(hamiltonian: Hamiltonian) -> tuple[float, list[Group]]:
@@ -66,12 +68,20 @@ def groups_of(hamiltonian: Hamiltonian) -> tuple[float, list[Group]]:
 
 
 class Meter:
-    """Measures energies of an ansatz on a backend; counts circuits and shots. Every batch draws its shots anew."""
+    """Measures energies of an ansatz on a backend; counts circuits and shots. Every batch draws its shots anew.
 
-    def __init__(self, hamiltonian: Hamiltonian, backend: Backend, executor: Executor) -> None:
+    first: the stream of the first batch's shots; `next_stream` is the one after the last.
+
+    Raises:
+        TooManyQubits: the groups' tables of outcomes would not fit in memory.
+    """
+
+    def __init__(self, hamiltonian: Hamiltonian, backend: Backend, executor: Executor, first: int = 0) -> None:
+        _refuse_too_many_words(hamiltonian)
         self.constant, self.groups = groups_of(hamiltonian)
         self.circuits, self.shots = 0, 0
-        self._wires, self._backend, self._executor, self._batches = hamiltonian.wires, backend, executor, 0
+        self.next_stream = first
+        self._wires, self._backend, self._executor = hamiltonian.wires, backend, executor
 
     def measure(self, ansatz: AnsatzCircuit, points: Sequence[NDArray[np.float64]]) -> list[tuple[float, float]]:
         """Energy and standard error at each of `points`, all in one batch.
@@ -83,8 +93,8 @@ class Meter:
         prepared = [ansatz.operations(point) for point in points]
         shots = self._backend.shots
         circuits = [QuantumScript([*one, *group.turned()], read, shots=shots) for one in prepared for group in self.groups]
-        answers = self._executor.run(circuits, self._backend, stream=self._batches)
-        self._batches += 1
+        answers = self._executor.run(circuits, self._backend, stream=self.next_stream)
+        self.next_stream += 1
         self.circuits += len(circuits)
         self.shots += len(circuits) * (shots or 0)
         energies = []
@@ -98,3 +108,21 @@ class Meter:
                     variance += group.variance(chances, shots)
             energies.append((mean, math.sqrt(variance)))
         return energies
+
+
+def _refuse_too_many_words(hamiltonian: Hamiltonian) -> None:
+    """Before anything is allocated; a group holds 2^wires values and as many measured frequencies, and there are at most as many as words.
+
+    Raises:
+        TooManyQubits: they would not fit.
+    """
+    bases = {word.replace("I", "Z") for word in hamiltonian.words}  # at least as many as the groups
+    needed, allowed = 16 * len(bases) << hamiltonian.wires, limit_bytes()
+    if needed > allowed:
+        raise TooManyQubits(
+            f"{len(bases)} bases of {hamiltonian.wires} qubits take an estimated {needed / 2**30:.3g} GiB, the limit is "
+            f"{allowed / 2**30:.3g} GiB; accepted: fewer qubits, or no shots and no noise, where nothing has to be measured",
+            given=hamiltonian.wires,
+            needed_bytes=needed,
+            limit_bytes=allowed,
+        )

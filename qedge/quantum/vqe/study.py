@@ -21,7 +21,7 @@ from qedge.quantum.optimisers import Search, descend, perturb
 from qedge.quantum.progress import OnStep, untold
 from qedge.quantum.resources import count
 from qedge.quantum.result import Baseline, Result
-from qedge.quantum.verdict import compare
+from qedge.quantum.verdict import Compared, Verdict, compare
 from qedge.quantum.vqe.adaptive import grow
 from qedge.quantum.vqe.adjoint import Energy, check_memory, energy_of
 from qedge.quantum.vqe.ansatz import AnsatzCircuit, excitations, hardware_efficient
@@ -32,6 +32,7 @@ CHEMICAL_ACCURACY = 1.6e-3  # hartree, one kilocalorie a mole
 PART_OF_NORM = 1e-3  # of the sum of all coefficients: the same for what is no molecule
 SPREAD = 0.5  # radians; of the beginnings of hardware-efficient ansaetze
 MOST_LAYERS = 10  # of hardware-efficient ansaetze, where none are asked for
+_STREAMS_APART = 10**6  # more batches than any study measures
 COUNTED = 1e-3  # electrons more or fewer than there are, from which on a state is not of the molecule
 
 
@@ -54,7 +55,7 @@ def run(job: VQE, *, executor: Executor | None = None, on_step: OnStep = untold)
         TooManyQubits: it would not fit in memory; said before anything is allocated.
         UnknownBackend, BackendUnavailable: as the executor does.
     """
-    return _study(job, executor or LocalExecutor(), on_step, None)[0]
+    return _study(job, executor or LocalExecutor(), on_step, None, 0)[0]
 
 
 def energies(job: VQE, lengths: Sequence[float], *, executor: Executor | None = None, on_step: OnStep = untold) -> list[Result]:
@@ -68,20 +69,24 @@ def energies(job: VQE, lengths: Sequence[float], *, executor: Executor | None = 
     molecules = [Molecule.model_validate({**job.problem.model_dump(), "bond_length": length}) for length in lengths]
     results: list[Result] = []
     start: NDArray[np.float64] | None = None
-    for molecule in molecules:
-        result, parameters = _study(job.model_copy(update={"problem": molecule}), executor or LocalExecutor(), on_step, start)
+    for place, molecule in enumerate(molecules):
+        of_one = job.model_copy(update={"problem": molecule})
+        result, parameters = _study(of_one, executor or LocalExecutor(), on_step, start, place * _STREAMS_APART)
         results.append(result)
         start = None if job.ansatz_kind == "adapt" else parameters
     return results
 
 
-def _study(job: VQE, executor: Executor, told: OnStep, start: NDArray[np.float64] | None) -> tuple[Result, NDArray[np.float64]]:
+def _study(
+    job: VQE, executor: Executor, told: OnStep, start: NDArray[np.float64] | None, stream: int
+) -> tuple[Result, NDArray[np.float64]]:
+    """stream: of the first shots; studies with others draw independently."""
     begun = time.perf_counter()
     system = system_of(job.problem)
     meter = None
     if job.on_backend:
         device(job.backend, system.hamiltonian.wires, job.backend.seed)  # refused now, not after the training
-        meter = Meter(system.hamiltonian, job.backend, executor)
+        meter = Meter(system.hamiltonian, job.backend, executor, stream)
     trained = _train(job, system, meter, start, told)
     search = trained.search
     simulated = trained.energy.value(search.parameters)
@@ -92,7 +97,8 @@ def _study(job: VQE, executor: Executor, told: OnStep, start: NDArray[np.float64
     accuracy = CHEMICAL_ACCURACY if system.electrons else PART_OF_NORM * system.hamiltonian.norm
     taken = count(trained.ansatz.circuit(search.parameters))
     circuits, shots = (meter.circuits, meter.shots) if meter else (search.evaluations, 0)
-    warnings = [*search.warnings, *_of_other_particles(system, trained), *_of_few_shots(job, error, accuracy)]
+    strayed = _of_other_particles(system, trained)
+    warnings = [*search.warnings, *strayed, *_of_few_shots(job, error, accuracy), *_below(value, exact.value, accuracy)]
     details: dict[str, JsonValue] = {
         "exact": exact.value,
         "error_to_exact": value - exact.value,
@@ -100,7 +106,7 @@ def _study(job: VQE, executor: Executor, told: OnStep, start: NDArray[np.float64
         "simulated": simulated,
         "ansatz": job.ansatz_kind,
         "optimiser": job.optimiser_kind,
-        "optimised_on": "backend" if meter and job.optimiser_kind == "spsa" else "exact simulation",
+        "optimised_on": _where(job, meter),
         "evaluations": search.evaluations,
         "operators": [gate.name for gate in trained.ansatz.gates],
         "parameters": search.parameters.tolist(),
@@ -116,7 +122,7 @@ def _study(job: VQE, executor: Executor, told: OnStep, start: NDArray[np.float64
         value=value,
         error=error,
         baseline=replace(exact, how=f"{exact.how}; a difference within {accuracy:.2g} is none"),
-        compared=compare(value, exact.value, better="lower", error=error, tolerance=accuracy),
+        compared=_against_exact(compare(value, exact.value, better="lower", error=error, tolerance=accuracy), strayed=bool(strayed)),
         resources=replace(taken, circuits=circuits, shots=shots, seconds=time.perf_counter() - begun),
         others=(*system.approximate(), *_product_state(job, system)),
         details=details,
@@ -172,6 +178,26 @@ def _of_other_particles(system: System, trained: Trained) -> list[str]:
     if math.isclose(electrons, system.electrons, abs_tol=COUNTED):
         return []
     return [f"the state has {electrons:.3f} electrons where the molecule has {system.electrons}: its energy is not that of the molecule"]
+
+
+def _against_exact(found: Compared, *, strayed: bool) -> Compared:
+    """No state of the molecule lies below exact diagonalisation: what seems to is chance, or another molecule's."""
+    if strayed:
+        return replace(found, verdict=Verdict.CLASSICAL)
+    return replace(found, verdict=Verdict.NEITHER) if found.verdict is Verdict.QUANTUM else found
+
+
+def _below(value: float, exact: float, accuracy: float) -> list[str]:
+    """A warning where the value is one that no state has."""
+    if value >= exact - accuracy:
+        return []
+    return [f"the value lies {exact - value:.2g} below the exact ground energy, where no state of the problem is: it is no better for that"]
+
+
+def _where(job: VQE, meter: Meter | None) -> str:
+    if meter is None or job.optimiser_kind != "spsa":
+        return "exact simulation"
+    return "backend, with operators chosen and trained by exact simulation first" if job.ansatz_kind == "adapt" else "backend"
 
 
 def _of_few_shots(job: VQE, error: float, accuracy: float) -> list[str]:

@@ -45,6 +45,9 @@ def test_a_run_reports_the_approximation_ratio_beside_a_greedy_search_of_equal_e
     assert result.verdict is Verdict.CLASSICAL
     assert details["evaluations"] == 1000 * result.resources.circuits
     assert 4900 < details["classical_evaluations"] <= 5000
+    assert result.baseline.name == "greedy with restarts"
+    assert result.baseline.value >= max(one.value for one in result.others)
+    assert result.baseline.value > 0.99
     assert "at most 49" in result.baseline.how or "at most 5000" in result.baseline.how
     assert result.resources.cx == 90
     assert result.resources.shots == 0

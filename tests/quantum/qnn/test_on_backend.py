@@ -10,7 +10,7 @@ from qedge.errors import InvalidValue, ModelError
 from qedge.job import Model
 from qedge.models import build
 from qedge.quantum.backend import Backend
-from qedge.quantum.qnn.on_backend import measure
+from qedge.quantum.qnn.on_backend import _moments, measure
 
 FEATURES, CLASSES = 4, 3
 
@@ -65,3 +65,12 @@ def test_what_cannot_be_asked_is_refused_before_a_circuit_runs():
         measure(_module(), np.zeros((2, 3), np.float32), Backend())
     with pytest.raises(InvalidValue, match="finite"):
         measure(_module(), np.full((1, 4), np.nan, np.float32), Backend())
+
+
+def test_errors_of_wires_that_go_together_are_carried_on_together() -> None:
+    """Two wires always read alike, |00> or |11>: the covariance of their means is the variance of each, and the sum's is four times it."""
+    frequencies = np.array([[0.6, 0, 0, 0.4]])
+    values, covariances = _moments(frequencies, 2, 10_000)
+    variance = (1 - 0.2**2) / 10_000
+    assert values == pytest.approx(np.array([[0.2, 0.2]]))
+    np.testing.assert_allclose(covariances[0], np.full((2, 2), variance), rtol=1e-3)

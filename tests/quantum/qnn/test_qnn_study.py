@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, UnknownKey
+from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, TooManyQubits, UnknownKey
 from qedge.quantum.backend import Backend
 from qedge.quantum.progress import Step
 from qedge.quantum.qnn.job import QNN
-from qedge.quantum.qnn.study import _fit, run
+from qedge.quantum.qnn.study import _fit, _mlp, _split, _tuned, read, run
 from qedge.quantum.result import Result
+from qedge.quantum.state_size import refuse_too_deep
 from qedge.quantum.verdict import Verdict
 
 
@@ -93,3 +95,29 @@ def test_a_job_is_read_from_yaml_and_bad_values_are_refused(tmp_path: Path):
             QNN.load(path)
     with pytest.raises(InvalidJob, match="splits: input should be greater than or equal to 2; given: 1"):
         QNN(splits=1)
+
+
+def test_layers_whose_states_do_not_fit_are_refused_before_anything_is_computed() -> None:
+    with pytest.raises(TooManyQubits, match="accepted: fewer qubits or layers, or smaller batches"):
+        refuse_too_deep(12, 100, 449, limit=2**30)
+    refuse_too_deep(6, 3, 256, limit=2**30)
+
+
+def test_rates_are_chosen_without_the_rows_that_are_tested_on() -> None:
+    job = QNN(data="wine", qubits=2, layers=1, epochs=3, learning_rates=(1e-4, 0.03, 0.3), splits=2)
+    table = read(job)
+    make = _mlp(job, table.features.shape[1], len(table.vocabulary))
+    for number in range(3):
+        true = _split(table, job, number)
+        turned = [replace(true, test=(true.test[0], (true.test[1] + shift) % 3)) for shift in (0, 1, 2)]
+        assert len({_tuned(make, one, job, number)[1] for one in turned}) == 1
+
+
+def test_rows_are_scaled_by_training_rows_alone() -> None:
+    job = QNN(data="wine", splits=2)
+    table = read(job)
+    strange = replace(table, features=table.features.copy())
+    tested = round(len(table.labels) * job.test)
+    order = np.random.default_rng([job.seed, 0]).permutation(len(table.labels))
+    strange.features[order[:tested]] *= 1000
+    assert torch.equal(_split(table, job, 0).train[0], _split(strange, job, 0).train[0])

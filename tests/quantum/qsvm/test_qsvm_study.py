@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 
 from qedge.audit.receipt import Receipt, verify
 from qedge.config import Settings
@@ -23,7 +27,7 @@ from qedge.errors import (
 from qedge.quantum import QSVM, VQE
 from qedge.quantum.progress import Step
 from qedge.quantum.qsvm.fitted import Fitted
-from qedge.quantum.qsvm.study import drawn, run
+from qedge.quantum.qsvm.study import Split, Tried, _folds, _logistic, _quantum, _rbf, _split, _splits, drawn, run
 from qedge.quantum.result import Result
 from qedge.records import Records
 from qedge.runs.quantum import solve
@@ -140,3 +144,39 @@ def test_a_file_that_is_no_machine_is_refused(settings: Settings, tmp_path: Path
         (folder / "machine.json").write_text(json.dumps(content))
     with pytest.raises(InvalidValue, match="holds no machine"):
         Fitted.load(folder)
+
+
+class TestNothingIsLearntFromTestRows:
+    """Whatever stands in the rows that a split tests on, what is fitted and chosen is the same."""
+
+    @pytest.fixture(params=range(3))
+    def split(self, request: pytest.FixtureRequest) -> tuple[QSVM, Split]:
+        job = QSVM(**FAST | {"bandwidths": (0.003, 0.03, 0.3, 1.0, 3.0), "costs": (0.01, 1.0, 100.0)})
+        return job, _splits(*drawn(labelled.read("wine", "label"), job), job)[request.param]
+
+    @pytest.mark.parametrize("model", [_quantum, _rbf, _logistic])
+    def test_candidates_are_chosen_without_them(self, split: tuple[QSVM, Split], model: Callable[[QSVM, Split, int], Tried]) -> None:
+        job, true = split
+        settings = set()
+        for seed in range(4):
+            labels = np.random.default_rng(seed).permutation(true.labels[1])
+            settings.add(model(job, replace(true, labels=(true.labels[0], labels)), 0).setting)
+        assert settings == {model(job, true, 0).setting}
+
+    def test_scaling_and_components_are_those_of_training_rows(self) -> None:
+        job = QSVM(**FAST)
+        features, labels = drawn(labelled.read("wine", "label"), job)
+        train, test = np.arange(0, len(labels), 2), np.arange(1, len(labels), 2)
+        strange = features.copy()
+        strange[test] = 1e3 * strange[test] + 7
+        one, other = (_split(rows, labels, train, test, job) for rows in (features, strange))
+        np.testing.assert_array_equal(one.features[0], other.features[0])
+        np.testing.assert_array_equal(one.components[0], other.components[0])
+
+    def test_the_logistic_baseline_is_what_scikit_learn_would_choose_from_a_sensible_range(self, split: tuple[QSVM, Split]) -> None:
+        job, one = split
+        grid = np.geomspace(0.001, 100, 15)
+        theirs = GridSearchCV(LogisticRegression(max_iter=500), {"C": grid}, cv=_folds(job, 0)).fit(one.features[0], one.labels[0])
+        found = _logistic(job, one, 0)
+        assert found.setting == pytest.approx((theirs.best_params_["C"],))
+        assert found.score == theirs.score(one.features[1], one.labels[1])

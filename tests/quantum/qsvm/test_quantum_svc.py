@@ -22,7 +22,7 @@ from qedge.quantum.qsvm.kernels import encode
 def test_scikit_learn_finds_nothing_wrong_with_it() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of checks that need packages which are not there
-        results = check_estimator(QuantumSVC(bandwidth=0.3), on_fail=None)
+        results = check_estimator(QuantumSVC(), on_fail=None)
     assert {one["check_name"]: one["exception"] for one in results if one["status"] == "failed"} == {}
     assert sum(one["status"] == "passed" for one in results) > 50
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qedge.errors import TooManyQubits
 from qedge.quantum.backend import Backend
 from qedge.quantum.execution import LocalExecutor
 from qedge.quantum.hamiltonians.exact import all_states
@@ -73,7 +74,23 @@ def test_batches_draw_anew_and_repeat_with_the_seed() -> None:
     assert values[0] != values[2]
 
 
-def test_one_shot_has_the_largest_error_that_there_could_be() -> None:
+def test_shots_that_all_agree_leave_an_error_bar() -> None:
     group = Group("Z", np.array([1.0, -1.0]))
-    assert group.variance(np.array([1.0, 0.0]), 1) == 1
-    assert group.variance(np.array([0.5, 0.5]), 101) == pytest.approx(1 / 100)
+    assert group.variance(np.array([1.0, 0.0]), 1) == pytest.approx(0.75)
+    assert 0 < group.variance(np.array([1.0, 0.0]), 100) < group.variance(np.array([0.5, 0.5]), 100) == pytest.approx(1 / 100)
+
+
+@pytest.mark.parametrize(("shots", "least"), [(30, 0.93), (100, 0.93), (1000, 0.93)])
+def test_nineteen_of_twenty_energies_lie_within_two_error_bars_with_few_shots_too(shots: int, least: float) -> None:
+    """One group whose rare outcomes are far away: of 4000 draws, a true coverage of 0.945 fails with a chance below 1e-4."""
+    chances = np.array([0.987, 0.004, 0.004, 0.005])
+    group = Group("ZZ", np.array([-1.0, 0.2, 0.3, 0.9]))
+    drawn = np.random.default_rng(0).multinomial(shots, chances, 4000) / shots
+    off = np.array([(one @ group.values - chances @ group.values) / group.variance(one, shots) ** 0.5 for one in drawn])
+    assert (np.abs(off) < 1.96).mean() > least
+
+
+def test_tables_of_outcomes_that_do_not_fit_are_refused_before_they_are_made() -> None:
+    words = {f"{'Z' * place}X{'Z' * (29 - place)}": 1.0 for place in range(30)}
+    with pytest.raises(TooManyQubits, match="30 bases of 30 qubits"):
+        Meter(from_terms(words), Backend(shots=10), LocalExecutor())
