@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qedge.edge.card import BATCHES, Card, Cost
 from qedge.edge.rung import Rows, RungName
+from qedge.edge.selector import Requirement
 from qedge.errors import EdgeError, InvalidCalibration
 
 WORTH = 0.8  # of the dear rung's time for one row, at most, or the cascade stays off
@@ -109,6 +110,24 @@ def fit(card: Card, cheap: RungName, dear: RungName, answered: Answered, *, most
         cost_ms=cost_ms(costs[0], costs[1], share),
         dear_ms=costs[1].latency[1].p50_ms,
     )
+
+
+def against(cascade: Cascade, card: Card, requirement: Requirement, budget: int) -> str:
+    """Why a cascade would not do: no gain, or what is required; "" if it does."""
+    cheap, dear = card[cascade.cheap].cost, card[cascade.dear].cost
+    assert cheap is not None
+    assert dear is not None
+    if not cascade.pays:
+        return f"it would take {cascade.cost_ms:.3g} ms a row, and {cascade.dear} alone takes {cascade.dear_ms:.3g}"
+    if cascade.accuracy < max(requirement.accuracy or 0.0, requirement.accuracy_low or 0.0):
+        return f"its accuracy is {cascade.accuracy:.4g}"
+    if cheap.pss_bytes + dear.pss_bytes > min(budget, requirement.memory_bytes or budget):
+        return f"{cascade.cheap} and {cascade.dear} together take {cheap.pss_bytes + dear.pss_bytes} bytes"
+    for name in ("p50_ms", "p95_ms", "p99_ms"):
+        limit, most = getattr(requirement, name), getattr(cheap.latency[1], name) + getattr(dear.latency[1], name)
+        if limit is not None and most > limit:
+            return f"a row that goes on has a {name} of {most:.3g} ms"
+    return ""
 
 
 def threshold(gap: npt.NDArray[np.float64], costlier: Places, most_lost: float) -> float:

@@ -11,37 +11,28 @@ with, so that what a call takes of memory was measured too.
 
 from __future__ import annotations
 
-import statistics
+import contextlib
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
-from qedge.edge.card import BATCHES, Card
-from qedge.edge.cascade import Cascade
+from qedge.edge.calls import Call, Calls, Record, slowdown
+from qedge.edge.card import BATCHES, Card, Cost, RungCard
+from qedge.edge.cascade import Cascade, against
 from qedge.edge.ladder import Ladder
 from qedge.edge.memory import HOT_S, PATIENCE_S, Key, Memory, Resident
 from qedge.edge.node import own_card
 from qedge.edge.rung import Rows, RungName, Runner
 from qedge.edge.selector import Choice, Load, Requirement, choose
-from qedge.errors import InvalidRequest, OverBudget, QEdgeError, UnknownModel, nearest
+from qedge.errors import InvalidRequest, OverBudget, nearest
 from qedge.monitoring.metrics import ignore
 
 REVIEW_S = 1.0
-_TELLING = 8  # calls with one row, in one review, that say how the node fares
-_MOST_NOTED = 4096
 _FLOAT32 = np.dtype(np.float32)
-
-
-class Record(Protocol):
-    """Takes a value of the metrics table (`qedge.monitoring.metrics`)."""
-
-    def __call__(self, name: str, value: float, **tags: str) -> None: ...
 
 
 class Answer(NamedTuple):
@@ -99,15 +90,6 @@ class _Model:
     gone: bool = False
 
 
-class _Call(NamedTuple):
-    model: _Model
-    rung: RungName
-    rows: int
-    escalated: int
-    seconds: float
-    running: float
-
-
 class EdgeEngine:
     """Models under a budget of bytes. For several threads at once."""
 
@@ -128,9 +110,7 @@ class EdgeEngine:
         self._memory = Memory(budget_bytes, patience_s=patience_s, evicted=self._evicted)
         self._home, self._record, self._review_s = home, record, review_s
         self._models: dict[str, _Model] = {}
-        self._calls: deque[_Call] = deque(maxlen=_MOST_NOTED)
-        self._out: deque[Key] = deque()
-        self._shown: set[tuple[str, RungName]] = set()
+        self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
         self._reviewing = threading.Lock()
         record("qedge_edge_budget_bytes", budget_bytes)
@@ -162,11 +142,11 @@ class EdgeEngine:
         filled = _cautious(own_card(opened, self._home, card))
         asked = requirement or Requirement()
         choice = choose(filled, asked, Load(self._memory.budget))
-        off = "" if cascade is None else _off(cascade, filled, asked, self._memory.budget)
+        off = "" if cascade is None else against(cascade, filled, asked, self._memory.budget)
         model = _Model(name, opened, filled, asked, None if off else cascade, off)
         before, self._models[name] = self._models.get(name), model
         self._retire(before)
-        return Explanation(name, filled.version, asked, self._as_used(model, choice), Load(self._memory.budget), model.cascade, off)
+        return _explained(model, self._as_used(model, choice), Load(self._memory.budget))
 
     def remove(self, name: str) -> None:
         """Answer for `name` no more; calls that have begun end.
@@ -198,7 +178,7 @@ class EdgeEngine:
             self._record("qedge_edge_refusals_total", 1, model="" if model is None else name, code=error.code)
             raise
         ended = time.perf_counter()
-        self._calls.append(_Call(model, answer.rung, len(rows), answer.escalated, ended - began, running))
+        self._calls.note(Call(name, answer.rung, len(rows), answer.escalated, ended - began, running))
         if ended > self._due:
             self.review()
         return answer
@@ -213,9 +193,7 @@ class EdgeEngine:
         if model is None:
             raise self._unknown(name)
         choice, load = self._chosen(model)
-        return Explanation(
-            name, model.card.version, model.requirement, self._as_used(model, choice), load, model.cascade, model.cascade_off
-        )
+        return _explained(model, self._as_used(model, choice), load)
 
     @property
     def loaded(self) -> dict[str, dict[RungName, int]]:
@@ -235,10 +213,9 @@ class EdgeEngine:
             return
         try:
             self._due = time.perf_counter() + self._review_s
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-            self._tell(calls)
-            for model in {id(call.model): call.model for call in calls}.values():
-                model.slowdown = _slowdown(model, calls)
+            calls = self._calls.tell(self.loaded)
+            for model in [self._models[name] for name in {call.model for call in calls} & self._models.keys()]:
+                model.slowdown = slowdown(model.card, [call for call in calls if call.model == model.name])
                 self._choose_again(model)
         finally:
             self._reviewing.release()
@@ -317,13 +294,11 @@ class EdgeEngine:
         if resident is not None and not resident.leaving:
             load = Load(self._memory.free(without=resident), model.slowdown)
             return choose(model.card, model.requirement, load, model.choice), load
-        for free in (self._memory.obtainable(HOT_S), self._memory.obtainable(0.0), self._memory.budget):
-            load = Load(free, model.slowdown)
-            try:
+        for hot_s in (HOT_S, 0.0):
+            load = Load(self._memory.obtainable(hot_s), model.slowdown)
+            with contextlib.suppress(OverBudget):
                 return choose(model.card, model.requirement, load), load
-            except OverBudget:
-                if free == self._memory.budget:
-                    raise
+        load = Load(self._memory.budget, model.slowdown)  # calls that now run will end
         return choose(model.card, model.requirement, load), load
 
     def _choose_again(self, model: _Model) -> None:
@@ -363,35 +338,12 @@ class EdgeEngine:
         return any(one.ladder.id == model.ladder.id and one is not model for one in list(self._models.values()))
 
     def _evicted(self, key: Key) -> None:
-        self._out.append(key)
+        for model in [one for one in list(self._models.values()) if one.ladder.id == key[0]]:
+            self._calls.evicted(model.name, key[1])
 
     def _unknown(self, name: str) -> UnknownModel:
         hint = nearest(name, self._models) if self._models else "there is none yet"
         return UnknownModel(f"no model '{name}' on this node; {hint}", model=name)
-
-    def _tell(self, calls: Sequence[_Call]) -> None:
-        """Metrics of these calls, of evictions, and of what is loaded."""
-        mix: dict[tuple[str, RungName], int] = {}
-        escalated: dict[str, int] = {}
-        for call in calls:
-            self._record("qedge_edge_call_seconds", call.seconds, model=call.model.name, rung=call.rung)
-            mix[call.model.name, call.rung] = mix.get((call.model.name, call.rung), 0) + 1
-            escalated[call.model.name] = escalated.get(call.model.name, 0) + call.escalated
-        for (name, rung), count in mix.items():
-            self._record("qedge_edge_calls_total", count, model=name, rung=rung)
-        for name, rows in escalated.items():
-            if rows:
-                self._record("qedge_edge_rows_escalated_total", rows, model=name)
-        names = {one.ladder.id: name for name, one in list(self._models.items())}
-        while self._out:
-            id_, rung = self._out.popleft()
-            self._record("qedge_edge_evictions_total", 1, model=names.get(id_, ""), rung=rung)
-        taken = {(name, rung): took for name, rungs in self.loaded.items() for rung, took in rungs.items()}
-        for name, rung in self._shown - taken.keys():
-            self._record("qedge_edge_memory_bytes", 0, model=name, rung=rung)
-        for (name, rung), took in taken.items():
-            self._record("qedge_edge_memory_bytes", took, model=name, rung=rung)
-        self._shown = set(taken)
 
 
 def _run(runner: Runner, rows: Rows) -> Rows:
@@ -417,37 +369,13 @@ def _refuse(rows: Rows, features: int) -> None:
 
 def _cautious(card: Card) -> Card:
     """The card with no rung said to take less than its files: pages that another process mapped too were only counted in part."""
-    rungs = tuple(
-        one
-        if one.cost is None
-        else one.model_copy(update={"cost": one.cost.model_copy(update={"pss_bytes": max(one.cost.pss_bytes, one.file_bytes)})})
-        for one in card.rungs
-    )
+    rungs = tuple(one if one.cost is None else _not_under(one, one.cost) for one in card.rungs)
     return card.model_copy(update={"rungs": rungs})
 
 
-def _off(cascade: Cascade, card: Card, requirement: Requirement, budget: int) -> str:
-    """Why a cascade is not used; "" if it is."""
-    cheap, dear = card[cascade.cheap].cost, card[cascade.dear].cost
-    assert cheap is not None
-    assert dear is not None
-    if not cascade.pays:
-        return f"it would take {cascade.cost_ms:.3g} ms a row, and {cascade.dear} alone takes {cascade.dear_ms:.3g}"
-    if cascade.accuracy < max(requirement.accuracy or 0.0, requirement.accuracy_low or 0.0):
-        return f"its accuracy is {cascade.accuracy:.4g}"
-    if cheap.pss_bytes + dear.pss_bytes > min(budget, requirement.memory_bytes or budget):
-        return f"{cascade.cheap} and {cascade.dear} together take {cheap.pss_bytes + dear.pss_bytes} bytes"
-    for name in ("p50_ms", "p95_ms", "p99_ms"):
-        limit, most = getattr(requirement, name), getattr(cheap.latency[1], name) + getattr(dear.latency[1], name)
-        if limit is not None and most > limit:
-            return f"a row that goes on has a {name} of {most:.3g} ms"
-    return ""
+def _not_under(one: RungCard, cost: Cost) -> RungCard:
+    return one.model_copy(update={"cost": cost.model_copy(update={"pss_bytes": max(cost.pss_bytes, one.file_bytes)})})
 
 
-def _slowdown(model: _Model, calls: Sequence[_Call]) -> float:
-    """How much longer single rows took than the card says; 1 where too few calls tell."""
-    costs = {one.rung: one.cost for one in model.card.rungs if one.cost is not None}
-    single = [call for call in calls if call.model is model and call.rows == 1]
-    if len(single) < _TELLING:
-        return 1.0
-    return max(1.0, statistics.median(call.running / max(1e-6, costs[call.rung].latency[1].p50_ms / 1e3) for call in single))
+def _explained(model: _Model, choice: Choice, load: Load) -> Explanation:
+    return Explanation(model.name, model.card.version, model.requirement, choice, load, model.cascade, model.cascade_off)
