@@ -28,7 +28,7 @@ from qedge.edge.memory import HOT_S, PATIENCE_S, Key, Memory, Resident
 from qedge.edge.node import own_card
 from qedge.edge.rung import Rows, RungName, Runner
 from qedge.edge.selector import Choice, Load, Requirement, choose
-from qedge.errors import InvalidRequest, OverBudget, nearest
+from qedge.errors import InvalidRequest, OverBudget, QEdgeError, UnknownModel, nearest
 from qedge.monitoring.metrics import ignore
 
 REVIEW_S = 1.0
@@ -112,7 +112,7 @@ class EdgeEngine:
         self._models: dict[str, _Model] = {}
         self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
-        self._reviewing = threading.Lock()
+        self._naming, self._reviewing = threading.Lock(), threading.Lock()
         record("qedge_edge_budget_bytes", budget_bytes)
 
     def __enter__(self) -> EdgeEngine:
@@ -144,7 +144,8 @@ class EdgeEngine:
         choice = choose(filled, asked, Load(self._memory.budget))
         off = "" if cascade is None else against(cascade, filled, asked, self._memory.budget)
         model = _Model(name, opened, filled, asked, None if off else cascade, off)
-        before, self._models[name] = self._models.get(name), model
+        with self._naming:
+            before, self._models[name] = self._models.get(name), model
         self._retire(before)
         return _explained(model, self._as_used(model, choice), Load(self._memory.budget))
 
@@ -199,7 +200,8 @@ class EdgeEngine:
     def loaded(self) -> dict[str, dict[RungName, int]]:
         """Bytes charged to each loaded rung, by model and rung; two models of one ladder share its rungs."""
         found = self._memory.loaded
-        by_model = {name: {rung: took for (id_, rung), took in found.items() if id_ == one.ladder.id} for name, one in self._models.items()}
+        models = list(self._models.items())
+        by_model = {name: {rung: took for (id_, rung), took in found.items() if id_ == one.ladder.id} for name, one in models}
         return {name: rungs for name, rungs in by_model.items() if rungs}
 
     @property
