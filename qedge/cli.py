@@ -129,14 +129,14 @@ def stop(context: Context) -> Facts:
 @click.option("--quantum-backend", metavar="NAME", help="Run its quantum layer there, by workers, instead of inside the graph.")
 @click.option("--shots", type=int, help="With a backend: measurements of each circuit; default: exact.")
 @click.option("--noise", metavar="KIND=RATE", callback=rates, multiple=True, help="With a backend: such as depolarizing=0.01.")
-@click.option("--quantum-workers", type=click.IntRange(1, 64), default=1, show_default=True, help="With a backend: how many.")
+@click.option("--quantum-workers", type=click.IntRange(1, 64), help="With a backend: how many; default: 1.")
 def deploy(
     context: Context,
     model: str,
     quantum_backend: str | None,
     shots: int | None,
     noise: tuple[tuple[str, object], ...],
-    quantum_workers: int,
+    quantum_workers: int | None,
 ) -> Facts:
     """Serve a model over HTTP on Ray Serve; starts Ray when none is running."""
     from actors.cluster import connect, refuse_elsewhere, start_head
@@ -171,16 +171,16 @@ def deploy(
     return {"model": version.name, "version": version.version, "url": url, "seconds": time.perf_counter() - begun}
 
 
-def _on_backend(name: str | None, shots: int | None, noise: dict[str, object], workers: int) -> OnBackend | None:
+def _on_backend(name: str | None, shots: int | None, noise: dict[str, object], workers: int | None) -> OnBackend | None:
     from qedge.errors import InvalidJob
     from qedge.quantum.backend import Backend
     from serve_apps.inference import OnBackend
 
     if name is None:
-        if shots is not None or noise:
-            raise InvalidJob("--shots and --noise are of a quantum backend; name one with --quantum-backend")
+        if shots is not None or noise or workers is not None:
+            raise InvalidJob("--shots, --noise and --quantum-workers are of a quantum backend; name one with --quantum-backend")
         return None
-    return OnBackend(Backend.model_validate({"name": name, "shots": shots, "noise": noise or None}), workers)
+    return OnBackend(Backend.model_validate({"name": name, "shots": shots, "noise": noise or None}), workers or 1)
 
 
 @command(main)

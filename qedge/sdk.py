@@ -6,9 +6,9 @@ Speaks the Open Inference Protocol, version 2, over REST with JSON tensors, so a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import NoReturn, TypeVar
 
@@ -25,6 +25,7 @@ Labels = NDArray[np.int64] | NDArray[np.str_]
 _STEP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _CHUNK_BYTES = 2**20
 _BYTES_PER_VALUE = 20
+_FEW_ROWS = 256  # that any model takes at once: for more it is asked first
 
 
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
@@ -55,6 +56,12 @@ class ModelMetadata(BaseModel):
         return value if isinstance(value, str) else None
 
     @property
+    def max_rows(self) -> int | None:
+        """Most rows of one request, where the model takes fewer than the server does."""
+        value = self.parameters.get("max_rows")
+        return value if isinstance(value, int) and value > 0 else None
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Names of the columns of a row, in the model's order; empty where the model does not say."""
         properties = self.parameters.get("properties")
@@ -64,12 +71,17 @@ class ModelMetadata(BaseModel):
 
 @dataclass(frozen=True)
 class Prediction:
-    """`labels`: [rows] int64 or str; `probabilities`: [rows, classes] float32; who answered."""
+    """`labels`: [rows] int64 or str; `probabilities`: [rows, classes] float32; who answered.
+
+    backend: where a quantum layer was measured, None for a graph; errors: then one standard deviation of each probability.
+    """
 
     labels: Labels
     probabilities: NDArray[np.float32]
     version: str
     receipt: str
+    backend: str | None = None
+    errors: NDArray[np.float32] | None = None
 
     @property
     def probability(self) -> NDArray[np.float32]:
@@ -166,7 +178,7 @@ class Client:
     def infer(self, name: str, rows: NDArray[np.floating], version: str | None = None) -> Prediction:
         """Labels and probabilities for `rows` [n, features], n ≥ 1, sent in pieces of about a megabyte.
 
-        Every piece is answered by one version: when the model was replaced between two, all are asked again.
+        Every piece is answered by one version, on one backend: when the model was replaced between two, all are asked again.
 
         Raises:
             InvalidRequest: rows of another shape or with values that are not finite.
@@ -180,12 +192,14 @@ class Client:
             raise InvalidRequest(f"rows have the shape {list(rows.shape)}; expected [n, features] with n ≥ 1", given=list(rows.shape))
         if not np.isfinite(rows).all():
             raise InvalidRequest("rows hold NaN or an infinity; expected finite values")
-        answers = [self._infer(name, version, chunk) for chunk in _chunks(rows)]
-        if len({answer.version for answer in answers}) > 1:
-            answers = [self._infer(name, answers[-1].version, chunk) for chunk in _chunks(rows)]
-        labels = np.concatenate([answer.labels for answer in answers])
-        probabilities = np.concatenate([answer.probabilities for answer in answers])
-        return Prediction(labels, probabilities, answers[0].version, answers[0].receipt)
+        answers = self._pieces(name, version, rows)
+        if len({(answer.version, answer.backend) for answer in answers}) > 1:
+            answers = self._pieces(name, answers[-1].version, rows)
+        return _joined(answers)
+
+    def _pieces(self, name: str, version: str | None, rows: NDArray[np.float32]) -> list[Prediction]:
+        most = self.model(name, version).max_rows if len(rows) > _FEW_ROWS else None
+        return [self._infer(name, version, chunk) for chunk in _chunks(rows, most)]
 
     def _infer(self, name: str, version: str | None, rows: NDArray[np.float32]) -> Prediction:
         tensor = {"name": "features", "shape": list(rows.shape), "datatype": "FP32", "data": rows.ravel().tolist()}
@@ -197,7 +211,15 @@ class Client:
         if not {"label", "probabilities"} <= set(outputs):
             raise Failed(f"'{name}' answers with {sorted(outputs)}; expected label and probabilities")
         receipt = str(answer.parameters.get("receipt", ""))
-        return Prediction(_labels(outputs["label"]), _probabilities(outputs["probabilities"]), answer.model_version, receipt)
+        backend, errors = answer.parameters.get("backend"), outputs.get("error")
+        return Prediction(
+            _labels(outputs["label"]),
+            _floats(outputs["probabilities"]),
+            answer.model_version,
+            receipt,
+            backend if isinstance(backend, str) else None,
+            None if errors is None else _floats(errors),
+        )
 
     def _get(self, path: str) -> httpx.Response:
         return self._send("GET", path)
@@ -230,8 +252,19 @@ def _path(name: str, version: str | None) -> str:
     return f"/v2/models/{name}" if version is None else f"/v2/models/{name}/versions/{version}"
 
 
-def _chunks(rows: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    size = max(1, min(_CHUNK_BYTES // (_BYTES_PER_VALUE * max(rows.shape[1], 1)), 1024))
+def _joined(answers: Sequence[Prediction]) -> Prediction:
+    """All pieces as one; the first says who answered."""
+    first, errors = answers[0], [answer.errors for answer in answers if answer.errors is not None]
+    return replace(
+        first,
+        labels=np.concatenate([answer.labels for answer in answers]),
+        probabilities=np.concatenate([answer.probabilities for answer in answers]),
+        errors=np.concatenate(errors) if len(errors) == len(answers) else None,
+    )
+
+
+def _chunks(rows: NDArray[np.float32], most: int | None) -> Iterator[NDArray[np.float32]]:
+    size = max(1, min(_CHUNK_BYTES // (_BYTES_PER_VALUE * max(rows.shape[1], 1)), most or 1024))
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
@@ -242,7 +275,7 @@ def _labels(tensor: _Tensor) -> Labels:
         return np.array(tensor.data, dtype=np.int64).reshape(tensor.shape)
 
 
-def _probabilities(tensor: _Tensor) -> NDArray[np.float32]:
+def _floats(tensor: _Tensor) -> NDArray[np.float32]:
     with _fitting(tensor):
         return np.array(tensor.data, dtype=np.float32).reshape(tensor.shape)
 

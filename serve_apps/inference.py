@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import onnxruntime
@@ -33,6 +32,7 @@ from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
 GRAPH = "model.onnx"
 RECEIPT = "receipt.json"
 if TYPE_CHECKING:
+    from serve_apps.line import Line
     from serve_apps.quantum import MakeExecutor
 
 PLATFORM = "onnx_onnxruntime"
@@ -126,15 +126,18 @@ class Record(Protocol):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A verified model, loaded: `inputs` and `outputs` as the graph declares them. slow: not to be answered on an event loop."""
-
-    slow: ClassVar[bool] = False
+    """A verified model, loaded: `inputs` and `outputs` as the graph declares them."""
 
     source: ModelFolder
     receipt: str
     session: onnxruntime.InferenceSession
     inputs: dict[str, TensorSpec]
     outputs: dict[str, TensorSpec]
+
+    @property
+    def line(self) -> Line | None:
+        """Where requests wait for a model that takes long; None where none does."""
+        return None
 
     @classmethod
     def load(cls, source: ModelFolder) -> ServedModel:
@@ -160,7 +163,7 @@ class ServedModel:
         return cls(source, receipt, session, {spec.name: spec for spec in inputs}, {spec.name: spec for spec in outputs})
 
     def close(self) -> None:
-        """Let go of what it holds beside itself: nothing."""
+        """Let go of what it holds beside itself, once it has answered: nothing."""
 
     def metadata(self) -> dict[str, JsonValue]:
         """Name, version, platform and tensors; model card facts under `parameters`."""
@@ -296,8 +299,8 @@ class InferenceServer:
                 self._record("qedge_model_load_seconds", time.perf_counter() - began, model=source.name)
         replaced = [model for name, model in self._models.items() if models.get(name) is not model]
         self._models, self.failures = models, failures
-        for model in filter(lambda one: one.slow, replaced):  # beside what goes on: it may have to wait for a request that it answers
-            threading.Thread(target=model.close, name=f"close-{model.source.name}", daemon=True).start()
+        for model in replaced:
+            model.close()
         self._record("qedge_models_served", len(models))
 
     def _load(self, source: ModelFolder) -> ServedModel:
@@ -336,12 +339,15 @@ class InferenceServer:
         Raises:
             UnknownModel, InvalidRequest, Failed: as `find`, `InferenceRequest.parse` and the methods of `ServedModel`.
         """
+        return self.answer(self.find(name, version), body)
+
+    def answer(self, model: ServedModel, body: bytes | bytearray) -> dict[str, JsonValue]:
+        """As `infer`, by a model that was found."""
         began = time.perf_counter()
-        model = self.find(name, version)
         model.check_amount(body, self.max_batch_rows)
         request = InferenceRequest.parse(body)
         response = model.infer(request, self.max_batch_rows)
-        tags = {"model": name, "version": model.source.version}
+        tags = {"model": model.source.name, "version": model.source.version}
         self._record("qedge_requests_total", 1, **tags)
         self._record("qedge_request_rows_total", request.inputs[0].shape[0], **tags)
         self._record("qedge_request_seconds", time.perf_counter() - began, **tags)

@@ -1,8 +1,8 @@
 """The Open Inference Protocol, version 2, over REST with JSON tensors.
 
 Small requests are answered on the event loop, where a hop to a thread would cost more than the work; large ones in a
-thread, so that they delay nobody's health check, and two at a time, because parsed JSON takes many times its bytes. So are those for
-which circuits have to be run.
+thread, so that they delay nobody's health check, and two at a time, because parsed JSON takes many times its bytes. A model for which
+circuits have to be run has a line of its own.
 
 Source: https://github.com/kserve/open-inference-protocol, `specification/protocol/inference_rest.md`.
 """
@@ -19,9 +19,9 @@ from pydantic_core import to_json
 from qedge import __version__
 from serve_apps import problems
 from serve_apps.bodies import SMALL_BYTES, Bodies
-from serve_apps.inference import InferenceServer
+from serve_apps.inference import InferenceServer, ServedModel
 
-_LARGE_AT_ONCE, _CIRCUITS_AT_ONCE = 2, 4
+_LARGE_AT_ONCE = 2
 
 
 def build(server: InferenceServer) -> FastAPI:
@@ -32,10 +32,9 @@ def build(server: InferenceServer) -> FastAPI:
     bodies = Bodies(server.read_timeout_s)
     # A pool of its own: a caller who hangs up frees a place only when the thread is done, as a semaphore would not see to.
     pool = ThreadPoolExecutor(_LARGE_AT_ONCE, thread_name_prefix="large-request")
-    circuits = ThreadPoolExecutor(_CIRCUITS_AT_ONCE, thread_name_prefix="circuits")
     for prefix in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         _model_routes(app, server, prefix)
-        _infer_route(app, server, prefix, bodies, pool, circuits)
+        _infer_route(app, server, prefix, bodies, pool)
     return app
 
 
@@ -65,27 +64,26 @@ def _model_routes(app: FastAPI, server: InferenceServer, prefix: str) -> None:
         return _json({"name": source.name, "version": source.version, "ready": True})
 
 
-def _infer_route(
-    app: FastAPI, server: InferenceServer, prefix: str, bodies: Bodies, pool: ThreadPoolExecutor, circuits: ThreadPoolExecutor
-) -> None:
+def _infer_route(app: FastAPI, server: InferenceServer, prefix: str, bodies: Bodies, pool: ThreadPoolExecutor) -> None:
     @app.post(prefix + "/infer")
     async def infer(request: Request) -> Response:
         name, version = _asked(request)
-        slow = server.find(name, version).slow
+        server.find(name, version)  # before the body is read
         async with bodies.read(request, server.max_body_bytes) as body:
-            if slow:
-                return await asyncio.get_running_loop().run_in_executor(circuits, _answer, server, name, version, body)
+            model = server.find(name, version)
+            if model.line is not None:
+                return await model.line.run(_answer, server, model, body)
             if len(body) <= SMALL_BYTES:
-                return _answer(server, name, version, body)
-            return await asyncio.get_running_loop().run_in_executor(pool, _answer, server, name, version, body)
+                return _answer(server, model, body)
+            return await asyncio.get_running_loop().run_in_executor(pool, _answer, server, model, body)
 
 
 def _asked(request: Request) -> tuple[str, str | None]:
     return request.path_params["name"], request.path_params.get("version")
 
 
-def _answer(server: InferenceServer, name: str, version: str | None, body: bytearray) -> Response:
-    return _json(server.infer(name, version, body))
+def _answer(server: InferenceServer, model: ServedModel, body: bytearray) -> Response:
+    return _json(server.answer(model, body))
 
 
 def _json(value: JsonValue, status: int = 200) -> Response:

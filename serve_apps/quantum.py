@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,34 +21,34 @@ from safetensors.torch import load as load_tensors
 from torch import nn
 
 from qedge.audit.receipt import Receipt, verify
-from qedge.errors import ArtifactTampered, InvalidRequest, ModelError, QEdgeError, Tampered, UnknownModel
+from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QEdgeError, QuantumError, Refused, Tampered, UnknownModel
 from qedge.job.model import Model
 from qedge.models import build
-from qedge.quantum.backend import Backend, device
+from qedge.quantum.backend import HARDWARE, Backend, device, seed_argument
 from qedge.quantum.execution import Executor
 from qedge.quantum.qnn.layer import hybrid_parts
 from qedge.quantum.qnn.on_backend import Measured, measure
 from qedge.security.keys import public_key
 from serve_apps.inference import RECEIPT, InferenceRequest, ModelFolder, ServedModel
+from serve_apps.line import Line
 from serve_apps.tensors import TensorSpec, write_tensor
 
 MOST_ROWS = 256  # a circuit each; at a second a circuit on one worker that is four minutes
 STREAMS = 2**31
 ERROR = "error"
+PLATFORM = "qedge_quantum"
 MakeExecutor = Callable[[int], Executor]
 
 
 @dataclass(frozen=True)
 class QuantumServedModel(ServedModel):
-    """A `ServedModel` that is answered by circuits. center, spread: of features, [F]; executor: one request at a time."""
-
-    slow: ClassVar[bool] = True
+    """A `ServedModel` that is answered by circuits. center, spread: of features, [F]; executor: of one request at a time."""
 
     module: nn.Module
     center: npt.NDArray[np.float32]
     spread: npt.NDArray[np.float32]
     executor: Executor
-    turn: threading.Lock
+    own_line: Line
 
     @classmethod
     def on_backend(cls, source: ModelFolder, make: MakeExecutor) -> QuantumServedModel:
@@ -67,7 +65,12 @@ class QuantumServedModel(ServedModel):
         assert parts is not None
         device(source.quantum.backend, parts.layer.qubits, source.quantum.backend.seed)
         executor = make(source.quantum.workers)
-        return cls(**vars(graph), module=module, center=center, spread=spread, executor=executor, turn=threading.Lock())
+        return cls(**vars(graph), module=module, center=center, spread=spread, executor=executor, own_line=Line(source.name))
+
+    @property
+    def line(self) -> Line:
+        """See `ServedModel.line`."""
+        return self.own_line
 
     def metadata(self) -> dict[str, JsonValue]:
         """As that of the graph, with the error bar among the outputs, and the backend."""
@@ -75,23 +78,26 @@ class QuantumServedModel(ServedModel):
         outputs, parameters = told["outputs"], told["parameters"]
         assert isinstance(outputs, list)
         assert isinstance(parameters, dict)
-        return told | {"outputs": [*outputs, self._error.plain()], "parameters": parameters | self._backend}
+        parameters |= self._backend | {"max_rows": MOST_ROWS}
+        return told | {"platform": PLATFORM, "outputs": [*outputs, self._error.plain()], "parameters": parameters}
 
     def infer(self, request: InferenceRequest, max_rows: int) -> dict[str, JsonValue]:
         """The response: labels and probabilities as the backend measured them, and one standard deviation of each probability.
 
         Raises:
-            InvalidRequest: as `ServedModel.infer`, over 256 rows, or a stream that is none.
-            What the executor raises.
+            InvalidRequest: as `ServedModel.infer`, over 256 rows, or a stream that is none or that the backend cannot be told.
+            Failed: the backend could not run the circuits.
         """
         rows = self._feed(request, min(max_rows, MOST_ROWS))["features"]
-        stream = request.parameters.get("stream", secrets.randbelow(STREAMS))
-        if not isinstance(stream, int) or isinstance(stream, bool) or not 0 <= stream < STREAMS:
-            raise InvalidRequest(f"parameters.stream is {stream!r}; accepted: a whole number from 0, below 2^31", given=repr(stream))
+        stream = self._stream(request)
         asked = [output.name for output in request.outputs or []]
         wanted = self._wanted(request.model_copy(update={"outputs": [one for one in request.outputs or [] if one.name != ERROR]}))
-        with self.turn:
-            found = measure(self.module, (rows - self.center) / self.spread, self._on, self.executor, stream=stream)
+        try:
+            found = measure(self.module, (rows - self.center) / self.spread, self._on, self.executor, stream=stream or 0)
+        except Refused as error:  # what was asked is sane: it is the backend that fails
+            raise Failed(
+                f"{self.source.name}: backend '{self._on.name}' could not answer: {error.message}", model=self.source.name
+            ) from error
         answers = self._answers(found)
         specs = [spec for spec in (*wanted, self._error) if not asked or spec.name in asked]
         response: dict[str, JsonValue] = {"model_name": self.source.name, "model_version": self.source.version}
@@ -108,10 +114,20 @@ class QuantumServedModel(ServedModel):
         return response
 
     def close(self) -> None:
-        """End its workers, once the request under way is answered."""
-        with self.turn:
-            if close := getattr(self.executor, "close", None):
-                close()
+        """End its workers, once those in its line are answered."""
+        self.own_line.close(getattr(self.executor, "close", lambda: None))
+
+    def _stream(self, request: InferenceRequest) -> int | None:
+        """What the seeds of a request's shots are drawn from: given or new; None where nothing is drawn by a seed."""
+        seeded = self._on.shots is not None and seed_argument(self._on.name) is not None
+        given = request.parameters.get("stream")
+        if given is None:
+            return secrets.randbelow(STREAMS) if seeded else None
+        if not seeded:
+            raise InvalidRequest(f"parameters.stream: '{self._on.name}' draws nothing by a seed here; leave it out", given=repr(given))
+        if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given < STREAMS:
+            raise InvalidRequest(f"parameters.stream is {given!r}; accepted: a whole number from 0, below 2^31", given=repr(given))
+        return given
 
     @property
     def _on(self) -> Backend:
@@ -142,11 +158,19 @@ def refuse_backend(source: ModelFolder) -> None:
     """Refuse a model that could not be answered by circuits, before anything is started for it.
 
     Raises:
-        As `QuantumServedModel.on_backend`.
+        As `QuantumServedModel.on_backend`; ModelError as well where one row, tried on a simulator, fails.
     """
     from qedge.quantum.execution import LocalExecutor
 
-    QuantumServedModel.on_backend(source, lambda _: LocalExecutor())
+    assert source.quantum is not None
+    on, model = source.quantum.backend, QuantumServedModel.on_backend(source, lambda _: LocalExecutor())
+    model.close()
+    if on.name in HARDWARE:
+        return  # a trial costs money there
+    try:
+        measure(model.module, np.zeros((1, len(model.center)), dtype=np.float32), on)
+    except QuantumError as error:
+        raise ModelError(f"{source.name}: '{on.name}' cannot run its quantum layer: {error.message}", model=source.name) from error
 
 
 def _network(source: ModelFolder, issued: str) -> tuple[nn.Module, npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -1,4 +1,4 @@
-"""A ladder's card as a table."""
+"""A ladder's card as two tables: what each rung answers, and what it costs on this machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from qedge.edge.card import Card, RungCard
 
 
 def show_card(console: Console, card: Card) -> None:
-    """Every rung, the dominated ones named as such."""
+    """Every rung, and by which a dominated one is."""
+    answers = [_answers(one) for one in card.rungs]
+    rows = card.rungs[0].accuracy.rows
+    table(console, f"{card.model} version {card.version}, on {rows} rows that no rung has seen", _ANSWERS, answers)
     if card.machine is None:
         console.print("not measured on this machine: `qedge edge measure` fills in what rungs cost here")
-    columns = ("rung", "accuracy (95 %)", "as FP32", "p50 ms", "p95 ms", "p99 ms", "memory", "file", "load ms", "CPU µs", "how")
-    rows = [_row(one) for one in card.rungs]
-    where = "" if card.machine is None else f" on {card.machine.processor}, {card.machine.cores} cores"
-    table(console, f"{card.model} version {card.version}, one row at a time{where}", columns, rows)
+        return
+    title = f"{card.machine.processor}, {card.machine.cores} cores, one row at a time"
+    table(console, title, _COSTS, [_costs(one) for one in card.rungs])
 
 
 def size(count: int) -> str:
@@ -27,15 +29,20 @@ def size(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 
-def _row(one: RungCard) -> tuple[object, ...]:
+_ANSWERS = ("rung", "accuracy", "95 %", "as fp32", "file", "how")
+_COSTS = ("rung", "p50 ms", "p95 ms", "p99 ms", "memory", "load ms", "CPU µs", "runs", "dominated by")
+
+
+def _answers(one: RungCard) -> tuple[object, ...]:
     found = one.accuracy
-    name = one.rung if one.dominated_by is None else f"{one.rung}, dominated by {one.dominated_by}"
-    answers = (f"{found.value:.3f} ({found.low:.3f} to {found.high:.3f})", f"{found.agreement:.3f}")
-    if one.cost is None:
-        return (name, *answers, "", "", "", "", size(one.file_bytes), "", "", one.how)
-    single, runs = one.cost.latency[1], "prepacked" if one.cost.prepacked else "mapped"
-    threads = f", {one.cost.threads} threads" if one.cost.threads > 1 else ""
+    interval = f"{found.low:.3f}-{found.high:.3f}"
+    return (one.rung, f"{found.value:.4f}", interval, f"{found.agreement:.4f}", size(one.file_bytes), one.how)
+
+
+def _costs(one: RungCard) -> tuple[object, ...]:
+    assert one.cost is not None
+    single = one.cost.latency[1]
     times = [f"{value:.3f}" for value in (single.p50_ms, single.p95_ms, single.p99_ms)]
+    runs = ("prepacked" if one.cost.prepacked else "mapped") + (f", {one.cost.threads} threads" if one.cost.threads > 1 else "")
     cpu = f"{1e3 * one.cost.cpu_s_per_1000:.0f}"
-    how = f"{one.how}; {runs}{threads}"
-    return (name, *answers, *times, size(one.cost.pss_bytes), size(one.file_bytes), f"{one.cost.load_ms:.1f}", cpu, how)
+    return (one.rung, *times, size(one.cost.pss_bytes), f"{one.cost.load_ms:.1f}", cpu, runs, one.dominated_by or "")

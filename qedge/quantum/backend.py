@@ -32,9 +32,9 @@ STATEVECTOR, MIXED, AER, REMOTE = "statevector", "default.mixed", "qiskit.aer", 
 STATE_GIVEN = frozenset({STATEVECTOR, "lightning.qubit", "default.qubit", "reference.qubit"})
 TOKEN = "QISKIT_IBM_TOKEN"  # noqa: S105 - the name of a variable
 _FIRST = (STATEVECTOR, "lightning.qubit", "default.qubit", MIXED, AER, REMOTE)
-_NO_QUBITS = frozenset({"default.gaussian", "default.qutrit", "default.qutrit.mixed"})
+_NO_QUBITS = frozenset({"default.gaussian", "default.qutrit", "default.qutrit.mixed", "null.qubit"})  # nor states
 _ANALYTIC_ONLY = frozenset({"default.tensor"})
-_HARDWARE = frozenset({REMOTE})
+HARDWARE = frozenset({REMOTE})
 _PACKAGES = {"default.tensor": "quimb", "default.clifford": "stim"}  # that PennyLane itself does not bring
 _GROUP = "pennylane.plugins"
 
@@ -43,7 +43,7 @@ class Backend(Asked):
     """What runs circuits."""
 
     name: str = Field(default="lightning.qubit", description="one of `qedge quantum backends`")
-    shots: int | None = Field(default=None, ge=1, description="measurements of each circuit; none: exact expectation values")
+    shots: int | None = Field(default=None, ge=1, le=1_000_000, description="measurements of each circuit; none: exact expectation values")
     seed: int = Field(default=0, ge=0, description="of the shots")
     noise: Noise | None = Field(default=None, description="of every gate and of the readout, on `default.mixed`")
     options: dict[str, JsonValue] = Field(default_factory=dict, description="arguments for the device")
@@ -87,7 +87,7 @@ def available() -> list[Available]:
             installed=name in installed,
             noise=name == MIXED,
             shots=name not in _ANALYTIC_ONLY,
-            hardware=name in _HARDWARE,
+            hardware=name in HARDWARE,
             missing=_missing(name, installed),
         )
         for name in names

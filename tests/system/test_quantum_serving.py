@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import subprocess
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
@@ -18,14 +19,17 @@ from actors.cluster import head
 from actors.environment import processes_of
 from qedge import train
 from qedge.config import Settings, load
-from qedge.errors import ArtifactTampered, BackendUnavailable, InvalidJob, ModelError, UnknownBackend
+from qedge.errors import ArtifactTampered, BackendUnavailable, Failed, InvalidJob, ModelError, UnknownBackend
 from qedge.job import TrainingJob
 from qedge.job.model import Model
 from qedge.models import build
 from qedge.quantum.backend import Backend
+from qedge.quantum.execution import LocalExecutor
 from qedge.quantum.noise import Noise
+from qedge.sdk import Client
 from serve_apps.app import deploy, running, undeploy
-from serve_apps.inference import ModelFolder, OnBackend
+from serve_apps.inference import InferenceServer, ModelFolder, OnBackend
+from serve_apps.problems import status_of
 from serve_apps.quantum import MOST_ROWS
 from tests.conftest import PRIVATE
 from tests.endpoint import eventually
@@ -59,8 +63,6 @@ def outputs(response: httpx.Response) -> dict[str, np.ndarray]:
 
 def in_torch(folder: str) -> np.ndarray:
     """What the weights answer in torch, scaled by wine's declared ranges: another way than the graph, and than circuits."""
-    import json
-
     card = json.loads((Path(folder) / "card.json").read_bytes())
     module = build(Model(kind="hybrid", qubits=3, layers=2), 13, 3, 0)
     module.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
@@ -72,27 +74,17 @@ def in_torch(folder: str) -> np.ndarray:
 def test_the_graph_answers_as_at_training_time_with_no_quantum_package_in_the_replica(cluster: Settings, trained: ModelFolder) -> None:
     url = deploy(cluster, trained)
     np.testing.assert_allclose(outputs(ask(url))["probabilities"], in_torch(trained.folder), atol=1e-5)
-    (replica,) = processes(cluster, "ServeReplica")
-    mapped = Path(f"/proc/{replica.pid}/maps").read_text()
-    assert "onnxruntime" in mapped
-    assert not [name for name in ("pennylane", "torch/lib") if name in mapped]
+    (loaded,) = loaded_by_replicas()
+    assert "onnxruntime" in loaded
+    assert not {"pennylane", "pennylane_lightning", "torch"} & loaded
     assert not processes(cluster, "QuantumWorkerActor")
 
 
-def test_answering_from_the_graph_imports_no_quantum_package(trained: ModelFolder) -> None:
-    """The same server in a process of its own, where all that was imported can be asked."""
-    script = (
-        "import json, sys\n"
-        "from serve_apps import app, open_inference\n"
-        "from serve_apps.inference import InferenceServer, ModelFolder\n"
-        "server = InferenceServer()\n"
-        "server.serve([ModelFolder('tiny', '1', sys.argv[1])])\n"
-        "tensor = {'name': 'features', 'shape': [1, 13], 'datatype': 'FP32', 'data': [1.0] * 13}\n"
-        "assert server.infer('tiny', None, json.dumps({'inputs': [tensor]}).encode())['outputs']\n"
-        "print(sorted({name.split('.')[0] for name in sys.modules} & {'pennylane', 'torch', 'pennylane_lightning'}))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script, trained.folder], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def loaded_by_replicas() -> list[set[str]]:
+    """The packages that each replica has imported, asked of the replica's own process."""
+    named = [one for one in ray.util.list_named_actors(all_namespaces=True) if "InferenceDeployment" in one["name"]]
+    actors = [ray.get_actor(one["name"], namespace=one["namespace"]) for one in named]
+    return [set(ray.get(actor.__ray_call__.remote(lambda _: sorted({name.split(".")[0] for name in sys.modules})))) for actor in actors]
 
 
 def processes(settings: Settings, kind: str) -> list[psutil.Process]:
@@ -109,7 +101,16 @@ def test_on_an_exact_backend_circuits_answer_as_the_graph_does(cluster: Settings
     np.testing.assert_allclose(found["probabilities"], in_torch(trained.folder), atol=1e-5)
     assert not found["error"].any()
     told = response.json()["parameters"]
-    assert (told["backend"], told["shots"], told["circuits"]) == ("default.qubit", None, 40)
+    assert (told["backend"], told["shots"], told["circuits"], told["stream"]) == ("default.qubit", None, 40, None)
+    assert ask(url, parameters={"stream": 1}).json()["code"] == "request.invalid"  # nothing is drawn, so nothing could be drawn again
+    with Client(url) as client:
+        assert client.model("tiny").platform == "qedge_quantum"
+        many = client.infer("tiny", np.repeat(ROWS, 8, axis=0))  # more than are taken at once
+    assert many.backend == "default.qubit"
+    assert many.errors is not None
+    assert many.errors.shape == many.probabilities.shape == (320, 3)
+    np.testing.assert_allclose(many.probabilities[::8], found["probabilities"], atol=1e-6)
+    assert any({"pennylane"} & loaded for loaded in loaded_by_replicas())  # that one can be seen to have it
 
 
 def test_on_a_noisy_backend_the_answer_says_backend_shots_and_error_bar_and_a_killed_worker_is_not_noticed(
@@ -135,7 +136,7 @@ def test_on_a_noisy_backend_the_answer_says_backend_shots_and_error_bar_and_a_ki
     "more", [{"parameters": {"stream": -1}}, {"parameters": {"stream": "x"}}, {"rows": np.zeros((MOST_ROWS + 1, 13), np.float32)}]
 )
 def test_requests_that_circuits_cannot_answer_are_refused(cluster: Settings, trained: ModelFolder, more: dict[str, object]) -> None:
-    url = deploy(cluster, on(trained, name="default.qubit"))
+    url = deploy(cluster, on(trained, name="default.qubit", shots=10))
     refused = ask(url, **more)  # type: ignore[arg-type]
     assert refused.status_code == 400
     assert refused.json()["code"] == "request.invalid"
@@ -148,8 +149,11 @@ def test_what_cannot_be_served_so_is_refused_and_what_was_served_still_is(cluste
         deploy(cluster, on(trained, name="lightning.cubit"))
     with pytest.raises(BackendUnavailable):
         deploy(cluster, on(trained, name="qiskit.remote"))
-    with pytest.raises(InvalidJob):
-        on(trained, name="default.qubit", shots=0)
+    for shots in (0, 1_000_001):
+        with pytest.raises(InvalidJob):
+            on(trained, name="default.qubit", shots=shots)
+    with pytest.raises(ModelError, match=r"'default\.clifford' cannot run its quantum layer"):
+        deploy(cluster, on(trained, name="default.clifford", shots=10))
     job = copy.deepcopy(PRIVATE) | {"name": "tiny", "rounds": 1}
     home = load(home=tmp_path / "home", environ={})
     linear = train(TrainingJob.parse(job), backend="serial", settings=home)
@@ -165,6 +169,15 @@ def test_what_cannot_be_served_so_is_refused_and_what_was_served_still_is(cluste
         weights.write_bytes(content)
     assert running() == plan
     assert outputs(ask(url))["probabilities"].shape == (40, 3)
+
+
+def test_a_backend_that_fails_later_is_no_fault_of_the_caller(trained: ModelFolder) -> None:
+    server = InferenceServer(make_executor=lambda _: LocalExecutor())
+    server.serve([on(trained, name="default.clifford", shots=10)])  # as after a change of the backend: nothing is tried here
+    tensor = {"name": "features", "shape": [1, 13], "datatype": "FP32", "data": [1.0] * 13}
+    with pytest.raises(Failed, match="could not answer") as failed:
+        server.infer("tiny", None, json.dumps({"inputs": [tensor]}).encode())
+    assert status_of(failed.value) == 500
 
 
 def test_workers_end_with_the_model_that_they_served(cluster: Settings, trained: ModelFolder) -> None:

@@ -30,10 +30,10 @@ def read(path: Path) -> onnx.ModelProto:
     """
     try:
         model = onnx.load(str(path))
+        _refuse(model, path.name)
         onnx.checker.check_model(model, full_check=True)
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError, OSError, ValueError) as error:
         raise ArtifactTampered(f"{path} cannot be read as an ONNX model: {str(error).splitlines()[0]}", path=str(path)) from None
-    _refuse(model, path.name)
     return model
 
 

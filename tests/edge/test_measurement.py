@@ -1,0 +1,82 @@
+"""What rungs cost here: really measured, in processes of their own; and the commands that build, measure and show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from qedge.cli import main
+from qedge.edge.hardware import this_machine
+from qedge.edge.ladder import Ladder
+from qedge.edge.measurement import measure
+from qedge.edge.node import card_here, keep_card
+from qedge.errors import InvalidCalibration
+from tests.edge.conftest import Home
+
+pytestmark = pytest.mark.slow
+FIGURES = {"accuracy", "p50_ms", "p95_ms", "pss_bytes", "file_bytes", "load_ms", "dominated"}
+
+
+def call(home: Home, *arguments: str) -> dict[str, object]:
+    done = CliRunner().invoke(main, ["edge", *arguments, "--home", str(home.settings.home), "--json"])
+    answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def test_a_ladder_is_built_measured_kept_with_its_version_and_shown(home: Home, tmp_path: Path) -> None:
+    assert call(home, "card", "digits@champion")["error"]["code"] == "model.unknown"  # type: ignore[index]
+    built = call(home, "build", "digits@champion", "--calibration", "digits", "--public", "--rungs", "fp32,int8")
+    assert list(built["rungs"]) == ["fp32", "int8"]  # type: ignore[call-overload]
+    for figures in built["rungs"].values():  # type: ignore[attr-defined]
+        assert figures.keys() >= FIGURES
+        assert 0 < figures["p50_ms"] <= figures["p95_ms"] <= figures["p99_ms"]
+        assert 0 < figures["pss_bytes"] < 64 * 2**20
+        assert set(figures["latency"]) == {"1", "8", "32"}
+    shown = call(home, "card", "digits@champion", "--plot", str(tmp_path / "card.png"))
+    assert shown == built
+    assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
+    again = call(home, "build", "digits@champion", "--calibration", "digits", "--public", "--rungs", "fp32")
+    assert list(call(home, "card", "digits@champion")["rungs"]) == list(again["rungs"]) == ["fp32"]  # type: ignore[call-overload]
+    assert not list((home.settings.home / "edge").glob(".*"))
+    measured = call(home, "measure", "digits@champion")
+    assert measured["ladder"] == again["ladder"]
+
+
+def test_a_card_of_another_machine_or_of_other_rungs_is_not_believed(built: Ladder, tmp_path: Path) -> None:
+    card = measure(built, np.zeros((1, 64), np.float32))
+    assert card.is_of(this_machine())
+    keep_card(tmp_path, built.id, card)
+    assert card_here(tmp_path, built) == card
+    there = card.model_copy(update={"machine": this_machine().model_copy(update={"processor": "another"})})
+    keep_card(tmp_path, built.id, there)
+    assert card_here(tmp_path, built) == built.card
+    flattered = card.rungs[1].model_copy(update={"accuracy": card.rungs[1].accuracy.model_copy(update={"value": 1.0})})
+    keep_card(tmp_path, built.id, card.model_copy(update={"rungs": (card.rungs[0], flattered, *card.rungs[2:])}))
+    assert card_here(tmp_path, built) == built.card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["build", "digits", "--calibration", "digits", "--rungs", "fp32,int3"], "edge.unknown-rung"),
+        (["build", "nobody", "--calibration", "digits"], "model.unknown"),
+        (["build", "digits", "--calibration", "nowhere.csv"], "data.not-found"),
+        (["build", "digits", "--calibration", "wine"], "edge.calibration"),
+        (["card", "digits", "--plot", "card.txt"], "edge.refused"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(home: Home, arguments: list[str], code: str) -> None:
+    if arguments[0] == "card":
+        call(home, "build", "digits", "--calibration", "digits", "--public", "--rungs", "fp32")
+    answer = call(home, *arguments)
+    assert answer["error"]["code"] == code  # type: ignore[index]
+
+
+@pytest.mark.parametrize("rows", [np.zeros((0, 64)), np.zeros((2, 63)), np.full((2, 64), np.nan), np.zeros(64)])
+def test_rows_that_say_nothing_are_refused(built: Ladder, rows: np.ndarray) -> None:
+    with pytest.raises(InvalidCalibration):
+        measure(built, rows.astype(np.float32))
