@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qedge.edge.card import Card
+import numpy as np
+
+from qedge.edge.card import BATCHES, Card
 from qedge.edge.hardware import this_machine
 from qedge.edge.ladder import Ladder
+from qedge.edge.measurement import measure
+from qedge.errors import EdgeError
 from qedge.storage import write_atomically
 
 
@@ -34,6 +38,24 @@ def card_here(home: Path, ladder: Ladder) -> Card:
         }
     )
     return kept if kept.is_of(this_machine()) and unmeasured == ladder.card else ladder.card
+
+
+def own_card(ladder: Ladder, home: Path | None = None, given: Card | None = None) -> Card:
+    """A card that was filled on this machine: the given one, else the kept one, else the rungs are measured now (and kept).
+
+    Raises:
+        EdgeError: the given card is of other rungs. Failed: a rung could not be run.
+    """
+    if given is not None and [one.files for one in given.rungs] != [one.files for one in ladder.card.rungs]:
+        raise EdgeError(f"the card given for {ladder.card.model} is not of this ladder's files", model=ladder.card.model)
+    card = given if given is not None else ladder.card if home is None else card_here(home, ladder)
+    if card.is_of(this_machine()):
+        return card
+    rows = np.random.default_rng(0).random((max(BATCHES), card.features), np.float32)
+    measured = measure(ladder, rows)
+    if home is not None:
+        keep_card(home, ladder.id, measured)
+    return measured
 
 
 def _place(home: Path, ladder_id: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 
+_FASTEST = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1.0)
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 _SLOW = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0, 600.0)
 
@@ -41,6 +42,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("qedge_model_load_seconds", "histogram", "seconds", "Time to verify and load a model", ("model",), _SLOW),
     Metric("qedge_models_refused_total", "counter", "models", "Models that were not loaded: receipt, digest or format", ("model", "code")),
     Metric("qedge_models_served", "gauge", "models", "Models a replica has loaded"),
+    Metric("qedge_edge_calls_total", "counter", "calls", "Calls that an edge node answered, by the rung that did", ("model", "rung")),
+    Metric("qedge_edge_call_seconds", "histogram", "seconds", "Time of a call on an edge node", ("model", "rung"), _FASTEST),
+    Metric("qedge_edge_rows_escalated_total", "counter", "rows", "Rows that a cheap rung was unsure of and passed on", ("model",)),
+    Metric("qedge_edge_evictions_total", "counter", "rungs", "Rungs put out of memory to make room", ("model", "rung")),
+    Metric("qedge_edge_refusals_total", "counter", "calls", "Calls that an edge node refused, by the error's code", ("model", "code")),
+    Metric("qedge_edge_memory_bytes", "gauge", "bytes", "What a loaded rung is charged; 0 once it is gone", ("model", "rung")),
+    Metric("qedge_edge_budget_bytes", "gauge", "bytes", "What an edge node has for models"),
     Metric("qedge_circuits_total", "counter", "circuits", "Circuits that quantum workers ran", ("backend",)),
     Metric("qedge_circuit_shots_total", "counter", "shots", "Measurements of those circuits", ("backend",)),
     Metric("qedge_circuit_seconds", "histogram", "seconds", "Time of a circuit, the mean of those run together", ("backend",), _FAST),
