@@ -137,15 +137,23 @@ def _gather(image: Words, top: int, left: int, rows: int, width: int, patch: Wor
 
 
 @_compiled()
-def _fire(counts: Counts, limits: npt.NDArray[np.int32], row: Words, at: int) -> None:
-    """Append a bit for each output, set where its count is no more than its limit."""
-    outputs = len(limits)
-    for begin in range(0, outputs, 64):
-        taken = min(64, outputs - begin)
-        bits = np.uint64(0)
-        for k in range(taken):
-            bits |= np.uint64(counts[begin + k] <= np.int64(limits[begin + k])) << np.uint64(k)
-        append(row, at + begin, bits, taken)
+def _pack(eights: Words, plane: int, width: int, row: Words, at: int) -> None:
+    """Append bit `plane` of each of `width` bytes, eight to a word of `eights`; of the last word's bytes past `width` no bit is set.
+
+    Eight bytes of 0 or 1 become eight bits by one multiplication; bytes lie as on every processor that numba knows, the first lowest.
+    """
+    for k in range((width + 7) // 8):
+        ones = (eights[k] >> np.uint64(plane)) & np.uint64(0x0101010101010101)
+        append(row, at + 8 * k, (ones * np.uint64(0x0102040810204080)) >> np.uint64(56), min(8, width - 8 * k))
+
+
+@_compiled()
+def _fire(counts: Counts, limits: npt.NDArray[np.int32], fired: npt.NDArray[np.uint8], row: Words, at: int) -> None:
+    """Append a bit for each output, set where its count is no more than its limit. fired: bytes to work in, at least as many as lanes."""
+    for k in range(len(limits)):  # bytes first, since this loop is vectorised and one that shifts bits is not
+        fired[k] = counts[k] <= limits[k]
+    fired[len(limits) : len(counts)] = 0
+    _pack(fired.view(np.uint64), 0, len(limits), row, at)
 
 
 @_compiled()
@@ -193,13 +201,8 @@ def _planes(stage: Counts, row: npt.NDArray[np.float32], ranges: npt.NDArray[np.
                 value = most if value > most else (value if value > np.float32(0) else np.float32(0))  # what is no number becomes 0
                 levels[y, x * channels + channel] = np.uint8(np.int32(np.rint(value)))
     for y in range(height):
-        eights = levels[y].view(np.uint64)  # eight bytes of 0 or 1 become eight bits by one multiplication
         for plane in range(len(planes)):
-            target = planes[plane, stage[PAD_TOP] + y]
-            for group in range(groups):
-                ones = (eights[group] >> np.uint64(plane)) & np.uint64(0x0101010101010101)
-                bits = (ones * np.uint64(0x0102040810204080)) >> np.uint64(56)
-                append(target, stage[PAD_LEFT] * channels + 8 * group, bits, min(8, width * channels - 8 * group))
+            _pack(levels[y].view(np.uint64), plane, width * channels, planes[plane, stage[PAD_TOP] + y], stage[PAD_LEFT] * channels)
     return numbers
 
 
@@ -242,27 +245,27 @@ def forward(
     ranges: npt.NDArray[np.float32],
     last: npt.NDArray[np.float64],
     rows: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Probabilities [batch, classes] of rows [batch, features]; a row with what is no number gets NaN.
+    probabilities: npt.NDArray[np.float32],
+) -> None:
+    """Fill probabilities [batch, classes] for rows [batch, features]; a row with what is no number gets NaN.
 
     plan: [stages, columns]; words: all stages' weights; limits: all but the last stage's; ranges: [low and levels a unit, features]; last:
     [scale and bias, classes]. What they say of one another was checked before.
     """
-    probabilities = np.empty((len(rows), last.shape[1]), np.float32)
     counts = np.empty(plan[:, LANES].max(), np.int64)
+    fired = np.empty(len(counts), np.uint8)
     patch = np.empty(plan[:, WORDS].max(), np.uint64)
     for k in range(len(rows)):
         image = _image(plan[0])
         numbers = _planes(plan[0], rows[k], ranges, image)
         for s in range(len(plan) - 1):
-            image = _next(plan[s], plan[s + 1], words, limits, image, patch, counts)
+            image = _next(plan[s], plan[s + 1], words, limits, image, patch, counts, fired)
         stage = plan[-1]
         lanes = counts[: stage[LANES]]
         _counts(stage, _weights(stage, words), image, patch[: stage[WORDS]], 0, 0, lanes)
         _answer(stage, lanes, last, probabilities[k])
         if not numbers:
             probabilities[k] = np.float32(np.nan)
-    return probabilities
 
 
 @_compiled()
@@ -280,7 +283,14 @@ def _weights(stage: Counts, words: Words) -> Words:
 
 @_compiled()
 def _next(
-    stage: Counts, after: Counts, words: Words, limits: npt.NDArray[np.int32], image: Words, patch: Words, counts: Counts
+    stage: Counts,
+    after: Counts,
+    words: Words,
+    limits: npt.NDArray[np.int32],
+    image: Words,
+    patch: Words,
+    counts: Counts,
+    fired: npt.NDArray[np.uint8],
 ) -> Words:
     """The next stage's input."""
     outputs = stage[OUTPUTS]
@@ -289,7 +299,7 @@ def _next(
     for y in range(stage[OUT_H]):
         for x in range(stage[OUT_W]):
             _counts(stage, weights, image, patch[: stage[WORDS]], y, x, counts[: stage[LANES]])
-            _fire(counts, fires, whole[y], x * outputs)
+            _fire(counts[: stage[LANES]], fires, fired, whole[y], x * outputs)
     if stage[OUT_H] * stage[OUT_W] * after[KERNEL_H] * after[KERNEL_W] == 1:
         return whole.reshape(1, *whole.shape)
     found = _image(after)
