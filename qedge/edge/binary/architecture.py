@@ -124,11 +124,12 @@ class Encoding:
         low, unit = self.ranges
         with np.errstate(divide="ignore", invalid="ignore"):
             levels = np.rint(np.clip((rows - low) * unit, 0, 2**self.bits - 1))
-            return np.where(unit > 0, low + levels / unit, low).astype(np.float32)
+            found: Rows = np.where(unit > 0, low + levels / unit, low).astype(np.float32)
+        return found
 
 
 def _placed(layer: Layer, taken: tuple[int, int, int]) -> Shape:
-    channels, height, width = taken
+    _, height, width = taken
     top, left, bottom, right = layer.pads
     size = (top + height + bottom, left + width + right)
     kernel = layer.kernel or (height, width)

@@ -57,23 +57,26 @@ def _private_folder() -> str | None:
     return str(folder) if own else None
 
 
-def _compiled(**options: object) -> Callable[[_Function], _Function]:
-    """numba's compiler. What it made is kept beside this file or in the user's cache; where neither can be written, in a private
-    folder of the system's temporary ones; else not at all.
+def _inlined(function: _Function) -> _Function:
+    """A part of `forward`, compiled with it."""
+    found: _Function = numba.njit(nogil=True, error_model="numpy")(function)
+    return found
+
+
+def _kept(function: _Function) -> _Function:
+    """Compiled by the first call; what was made is kept for all processes: beside this file or in the user's cache, or where neither can
+    be written to in a private folder of the system's temporary ones, or else not at all.
     """
-
-    def compile_(function: _Function) -> _Function:
-        settings = {"nogil": True, "error_model": "numpy", **options}
-        try:
-            found: _Function = numba.njit(cache=True, **settings)(function)
-        except RuntimeError:  # numba found no place to write to
-            folder = _private_folder()
-            if folder is not None:
-                numba.config.CACHE_DIR = folder
-            found = numba.njit(cache=folder is not None, **settings)(function)
-        return found
-
-    return compile_
+    found: _Function
+    try:
+        found = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:  # numba has no place to write to
+        folder = _private_folder()
+        if folder is None:
+            return _inlined(function)
+        numba.config.CACHE_DIR = folder
+        found = numba.njit(nogil=True, error_model="numpy", cache=True)(function)
+    return found
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -86,8 +89,8 @@ def _count(typing: Any, word: Any) -> Any:
     return types.int64(types.uint64), generate
 
 
-@_compiled()
-def append(row: Words, at: int, bits: np.uint64, width: int) -> None:
+@_inlined
+def _append(row: Words, at: int, bits: np.uint64, width: int) -> None:
     """Set bits [at, at + width) of a row of words that are not set yet; width: 1 to 64, and no other bit of `bits` is set."""
     word, shift = at >> 6, at & 63
     row[word] |= bits << np.uint64(shift)
@@ -95,11 +98,11 @@ def append(row: Words, at: int, bits: np.uint64, width: int) -> None:
         row[word + 1] |= bits >> np.uint64(64 - shift)
 
 
-@_compiled()
-def extract(row: Words, at: int, width: int) -> np.uint64:
+@_inlined
+def _extract(row: Words, at: int, width: int) -> np.uint64:
     """Bits [at, at + width) of a row of words; width: 1 to 64."""
     word, shift = at >> 6, at & 63
-    bits = row[word] >> np.uint64(shift)
+    bits: np.uint64 = row[word] >> np.uint64(shift)
     if shift + width > 64:
         bits |= row[word + 1] << np.uint64(64 - shift)
     if width < 64:
@@ -107,7 +110,7 @@ def extract(row: Words, at: int, width: int) -> np.uint64:
     return bits
 
 
-@_compiled()
+@_inlined
 def _mismatches(patch: Words, weights: Words, plane: int, counts: Counts) -> None:
     """Add 2^plane times the bits in which a patch [words] differs from each output's weights [words, lanes]; counts: [lanes]."""
     words, lanes = weights.shape
@@ -124,7 +127,7 @@ def _mismatches(patch: Words, weights: Words, plane: int, counts: Counts) -> Non
             counts[lane] += _count(one ^ weights[k, lane]) << shift
 
 
-@_compiled()
+@_inlined
 def _gather(image: Words, top: int, left: int, rows: int, width: int, patch: Words) -> None:
     """Bits [left, left + width) of `rows` rows of an image [row, words] from `top` on, one after another."""
     patch[:] = np.uint64(0)
@@ -132,11 +135,11 @@ def _gather(image: Words, top: int, left: int, rows: int, width: int, patch: Wor
     for row in range(top, top + rows):
         for begin in range(0, width, 64):
             taken = min(64, width - begin)
-            append(patch, at, extract(image[row], left + begin, taken), taken)
+            _append(patch, at, _extract(image[row], left + begin, taken), taken)
             at += taken
 
 
-@_compiled()
+@_inlined
 def _pack(eights: Words, plane: int, width: int, row: Words, at: int) -> None:
     """Append bit `plane` of each of `width` bytes, eight to a word of `eights`; of the last word's bytes past `width` no bit is set.
 
@@ -144,10 +147,10 @@ def _pack(eights: Words, plane: int, width: int, row: Words, at: int) -> None:
     """
     for k in range((width + 7) // 8):
         ones = (eights[k] >> np.uint64(plane)) & np.uint64(0x0101010101010101)
-        append(row, at + 8 * k, (ones * np.uint64(0x0102040810204080)) >> np.uint64(56), min(8, width - 8 * k))
+        _append(row, at + 8 * k, (ones * np.uint64(0x0102040810204080)) >> np.uint64(56), min(8, width - 8 * k))
 
 
-@_compiled()
+@_inlined
 def _fire(counts: Counts, limits: npt.NDArray[np.int32], fired: npt.NDArray[np.uint8], row: Words, at: int) -> None:
     """Append a bit for each output, set where its count is no more than its limit. fired: bytes to work in, at least as many as lanes."""
     for k in range(len(limits)):  # bytes first, since this loop is vectorised and one that shifts bits is not
@@ -156,7 +159,7 @@ def _fire(counts: Counts, limits: npt.NDArray[np.int32], fired: npt.NDArray[np.u
     _pack(fired.view(np.uint64), 0, len(limits), row, at)
 
 
-@_compiled()
+@_inlined
 def _pool(whole: Words, channels: int, stage: Counts, image: Words, top: int, left: int) -> None:
     """The largest of each window of an image of bits, which is their disjunction, into another at (top, left)."""
     for y in range((stage[OUT_H] - stage[POOL_H]) // stage[POOL_STRIDE_H] + 1):
@@ -166,11 +169,11 @@ def _pool(whole: Words, channels: int, stage: Counts, image: Words, top: int, le
                 bits = np.uint64(0)
                 for row in range(y * stage[POOL_STRIDE_H], y * stage[POOL_STRIDE_H] + stage[POOL_H]):
                     for column in range(x * stage[POOL_STRIDE_W], x * stage[POOL_STRIDE_W] + stage[POOL_W]):
-                        bits |= extract(whole[row], column * channels + begin, taken)
-                append(image[top + y], (left + x) * channels + begin, bits, taken)
+                        bits |= _extract(whole[row], column * channels + begin, taken)
+                _append(image[top + y], (left + x) * channels + begin, bits, taken)
 
 
-@_compiled()
+@_inlined
 def _counts(stage: Counts, weights: Words, planes: Words, patch: Words, y: int, x: int, counts: Counts) -> None:
     """Counts [lanes] at one position of a stage, of its input [plane, row, words]."""
     counts[:] = 0
@@ -184,7 +187,7 @@ def _counts(stage: Counts, weights: Words, planes: Words, patch: Words, y: int, 
             _mismatches(patch, weights, plane, counts)
 
 
-@_compiled()
+@_inlined
 def _planes(stage: Counts, row: npt.NDArray[np.float32], ranges: npt.NDArray[np.float32], planes: Words) -> bool:
     """Set the planes [plane, row, words] of one row of features [channel * row * column], quantised; whether all are numbers."""
     channels, height, width = stage[CHANNELS], stage[HEIGHT], stage[WIDTH]
@@ -206,18 +209,19 @@ def _planes(stage: Counts, row: npt.NDArray[np.float32], ranges: npt.NDArray[np.
     return numbers
 
 
-@_compiled()
-def exponential(exponent: float) -> float:
+@_inlined
+def _exponential(exponent: float) -> float:
     """e^exponent for -80 <= exponent <= 0 in additions and multiplications alone, which are the same on every machine."""
     halvings = np.rint(-exponent * LOG2_E)
     rest = (exponent + halvings * LN2_HIGH) + halvings * LN2_LOW
     sum_ = 0.0
     for coefficient in EXPONENTIAL:
         sum_ = sum_ * rest + coefficient
-    return sum_ * HALVINGS[np.int64(halvings)]
+    power: float = sum_ * HALVINGS[np.int64(halvings)]
+    return power
 
 
-@_compiled()
+@_inlined
 def _answer(stage: Counts, counts: Counts, last: npt.NDArray[np.float64], probabilities: npt.NDArray[np.float32]) -> None:
     """Softmax of the logits: scale * (the dot product, of weights of several bits) + bias."""
     classes = len(probabilities)
@@ -231,13 +235,13 @@ def _answer(stage: Counts, counts: Counts, last: npt.NDArray[np.float64], probab
         logits[k] = np.float64(product) * last[0, k] + last[1, k]
         largest = max(largest, logits[k])
     for k in range(classes):
-        logits[k] = exponential(max(logits[k] - largest, SMALLEST))
+        logits[k] = _exponential(max(logits[k] - largest, SMALLEST))
         total += logits[k]
     for k in range(classes):
         probabilities[k] = np.float32(logits[k] / total)
 
 
-@_compiled()
+@_kept
 def forward(
     plan: Counts,
     words: Words,
@@ -268,20 +272,20 @@ def forward(
             probabilities[k] = np.float32(np.nan)
 
 
-@_compiled()
+@_inlined
 def _image(stage: Counts) -> Words:
     """An empty input of a stage, [plane, row, words]."""
     bits = (stage[PAD_LEFT] + stage[WIDTH] + stage[PAD_RIGHT]) * stage[CHANNELS]
     return np.zeros((stage[PLANES], stage[PAD_TOP] + stage[HEIGHT] + stage[PAD_BOTTOM], (bits + 63) // 64), np.uint64)
 
 
-@_compiled()
+@_inlined
 def _weights(stage: Counts, words: Words) -> Words:
     begin = stage[WEIGHTS_AT]
     return words[begin : begin + stage[WORDS] * stage[LANES]].reshape(stage[WORDS], stage[LANES])
 
 
-@_compiled()
+@_inlined
 def _next(
     stage: Counts,
     after: Counts,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,32 +22,6 @@ from torch.nn import functional
 from qedge.edge.binary import kernels
 from qedge.edge.binary.architecture import Architecture, Encoding, Shape
 from qedge.edge.binary.network import BinaryNetwork, packed, planes_of
-
-
-class _Sign(torch.autograd.Function):
-    """+1 or -1; backwards the identity within [-1, 1]."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(values)
-        return torch.where(values >= 0, 1.0, -1.0)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        (values,) = ctx.saved_tensors
-        return torch.where(values.abs() <= 1, gradient, 0.0)
-
-
-class _Levels(torch.autograd.Function):
-    """The nearest of 2^bits values from -1 to 1; backwards the identity."""
-
-    @staticmethod
-    def forward(ctx: Any, values: torch.Tensor, most: int) -> torch.Tensor:
-        return (2 * torch.round((values.clamp(-1, 1) + 1) / 2 * most) - most) / most
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        return gradient, None
 
 
 @dataclass(frozen=True)
@@ -89,13 +63,17 @@ class BinaryModule(nn.Module):
 
     def _logits(self, rows: torch.Tensor) -> torch.Tensor:
         values = self._levels(rows).float() / self.most
-        for shape, weight, norm in zip(self.shapes, self.weights, self.norms, strict=False):
-            product = _product(shape, values, _Sign.apply(weight))
+        for shape, weight, norm in zip(self.shapes, self.weights, self._norms(), strict=False):
+            product = _product(shape, values, _sign(weight))
             flat = product.flatten(2)  # one normalisation a channel, whatever the image
-            values = _Sign.apply(_pooled(shape, norm(flat).reshape(product.shape)))
-        weight = _Levels.apply(self.weights[-1], 2**self.architecture.weight_bits - 1)
+            values = _sign(_pooled(shape, norm(flat).reshape(product.shape)))
+        weight = self.weights[-1]
+        weight = _straight_through((2 * self.last_levels() - self._last_most) / self._last_most, weight)
         logits: torch.Tensor = functional.linear(values.flatten(1), weight) * self.scale + self.bias
         return logits
+
+    def _norms(self) -> list[nn.BatchNorm1d]:
+        return [cast(nn.BatchNorm1d, norm) for norm in self.norms]
 
     @torch.no_grad()
     def _answers(self, rows: torch.Tensor) -> torch.Tensor:
@@ -104,7 +82,7 @@ class BinaryModule(nn.Module):
         for shape, layer in zip(self.shapes, self.folded(), strict=False):
             fires = _product(shape, values, layer.signs, outside=-self._outside(shape)) >= layer.least[:, None, None]
             values = _pooled(shape, torch.where(fires, 1.0, -1.0).double())
-        levels = 2 * self.last_levels() - (2**self.architecture.weight_bits - 1)
+        levels = 2 * self.last_levels() - self._last_most
         scale, bias = (torch.from_numpy(one) for one in self.last())
         logits = functional.linear(values.flatten(1), levels.double()) * scale + bias
         powers = _exponential((logits - logits.amax(1, keepdim=True)).clamp_min(kernels.SMALLEST))
@@ -118,6 +96,10 @@ class BinaryModule(nn.Module):
     def most(self) -> int:
         """The highest level of an input."""
         return int(2**self.encoding.bits - 1)
+
+    @property
+    def _last_most(self) -> int:
+        return int(2**self.architecture.weight_bits - 1)
 
     def _outside(self, shape: Shape) -> int:
         """Of what is beyond an image's edge, the magnitude: the lowest level of the input, or a bit that is not set."""
@@ -138,9 +120,11 @@ class BinaryModule(nn.Module):
         same of the opposite weights.
         """
         found = []
-        for place, (shape, weight, norm) in enumerate(zip(self.shapes, self.weights, self.norms, strict=False)):
+        for place, (shape, weight, norm) in enumerate(zip(self.shapes, self.weights, self._norms(), strict=False)):
             unit = self.most if place == 0 else 1  # the first layer's inputs are divided by it in training
             gamma, beta = norm.weight.double(), norm.bias.double()
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
             deviation = (norm.running_var.double() + norm.eps).sqrt()
             edge = (norm.running_mean.double() - beta * deviation / gamma) * unit
             edge = torch.where(gamma == 0, torch.where(beta >= 0, -math.inf, math.inf), edge)
@@ -154,12 +138,11 @@ class BinaryModule(nn.Module):
     @torch.no_grad()
     def last_levels(self) -> torch.Tensor:
         """The last layer's weights [classes, inputs] as whole numbers from 0 to 2^bits - 1; inputs in the order channel, row, column."""
-        most = 2**self.architecture.weight_bits - 1
-        return torch.round((self.weights[-1].clamp(-1, 1) + 1) / 2 * most).long()
+        return torch.round((self.weights[-1].clamp(-1, 1) + 1) / 2 * self._last_most).long()
 
     def last(self) -> npt.NDArray[np.float64]:
         """Scale and bias [2, classes] that make logits of the last layer's products in whole numbers."""
-        unit = 2**self.architecture.weight_bits - 1
+        unit = self._last_most
         if len(self.shapes) == 1:
             unit *= self.most
         return np.stack([one.detach().double().numpy() for one in (self.scale / unit, self.bias)])
@@ -179,6 +162,16 @@ def pack(module: BinaryModule) -> BinaryNetwork:
     words.append(packed(planes_of(levels.numpy(), module.architecture.weight_bits)))
     joined = np.concatenate(limits) if limits else np.zeros(0, np.int32)
     return BinaryNetwork(module.architecture, module.encoding, np.concatenate(words), joined, module.last())
+
+
+def _straight_through(answer: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """`answer`, with the gradient of `values`."""
+    return values + (answer - values).detach()
+
+
+def _sign(values: torch.Tensor) -> torch.Tensor:
+    """+1 or -1; backwards the identity within [-1, 1]."""
+    return _straight_through(torch.where(values >= 0, 1.0, -1.0), values.clamp(-1, 1))
 
 
 def _patch(shape: Shape) -> tuple[int, int, int]:
@@ -204,7 +197,7 @@ def _pooled(shape: Shape, values: torch.Tensor) -> torch.Tensor:
 
 
 def _exponential(exponent: torch.Tensor) -> torch.Tensor:
-    """As `kernels.exponential`, by the same steps."""
+    """As the kernels', by the same steps."""
     halvings = torch.round(-exponent * kernels.LOG2_E)
     rest = (exponent + halvings * kernels.LN2_HIGH) + halvings * kernels.LN2_LOW
     sum_ = torch.zeros_like(rest)

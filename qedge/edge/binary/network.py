@@ -47,7 +47,13 @@ class BinaryNetwork:
     ) -> None:
         self.architecture, self.encoding = architecture, encoding
         self.features, self.classes = architecture.features, architecture.classes
-        self._arrays = (architecture.plan(encoding.bits), *(np.array(one, order="C") for one in (words, limits, encoding.ranges, last)))
+        self._arrays = (
+            architecture.plan(encoding.bits),
+            np.array(words, np.uint64),
+            np.array(limits, np.int32),
+            np.array(encoding.ranges, np.float32),
+            np.array(last, np.float64),
+        )
 
     def run(self, rows: Rows) -> Rows:
         """See `Runner.run`. A value beyond what training saw counts as the nearest it saw; a row with NaN gets NaN.

@@ -34,7 +34,7 @@ def architecture_of(model: onnx.ModelProto, *, widen: float = 1.0) -> Architectu
     value = INPUT
     while value != OUTPUT:
         takers = [node for node in model.graph.node if value in node.input]
-        if len(takers) != 1 or takers[0].input[0] != value and takers[0].op_type not in ("Add", "Mul"):
+        if len(takers) != 1 or (takers[0].input[0] != value and takers[0].op_type not in ("Add", "Mul")):
             raise UnfitGraph(f"'{value}' goes to {len(takers)} operators, or is not their first input; {_ACCEPTED}")
         chain.take(takers[0], value)
         value = takers[0].output[0]
@@ -69,7 +69,7 @@ class _Chain:
             raise UnfitGraph(f"{node.op_type} has an input that is not constant; {_ACCEPTED}", operator=node.op_type)
         if node.op_type in readers:
             readers[node.op_type](node, given)
-        elif node.op_type in _ACTIVATIONS | _NOTHING and self.layers or node.op_type in _NOTHING:
+        elif node.op_type in _NOTHING or (node.op_type in _ACTIVATIONS and self.layers):
             return
         elif node.op_type not in _SCALING or (self.layers and node.op_type != "Add"):  # after a layer, Add is its bias
             raise UnfitGraph(f"the graph has {node.op_type} where a binary network has none; {_ACCEPTED}", operator=node.op_type)

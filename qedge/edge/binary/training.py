@@ -87,8 +87,8 @@ def trained(
             progress(epoch, loss)
     if constant > 0.01 and loss >= constant:  # a teacher that always says the same can only be equalled
         raise Diverged(
-            f"binary training ended with a loss of {loss:.3f}, and one answer to every row has {constant:.3f}: it learnt nothing; give more "
-            f"epochs than {epochs}, more rows than {len(rows)}, or wider layers"
+            f"binary training ended with a loss of {loss:.3f}, and one answer to every row has {constant:.3f}: it learnt nothing; "
+            f"give more epochs than {epochs}, more rows than {len(rows)}, or wider layers"
         )
     return module.eval()
 
@@ -96,7 +96,7 @@ def trained(
 def _check(rows: Rows, labels: Labels | None, classes: int, architecture: Architecture, epochs: int) -> None:
     if rows.ndim != 2 or rows.shape[1] != architecture.features or len(rows) < max(2, classes):
         raise InvalidCalibration(
-            f"rows to train by have the shape {list(rows.shape)}; accepted: [as many as classes, {classes}, or more, {architecture.features}]",
+            f"rows to train by have the shape {list(rows.shape)}; accepted: [{classes} or more, {architecture.features}]",
             given=list(rows.shape),
         )
     if not np.isfinite(rows).all():
@@ -113,9 +113,7 @@ def _checked(teacher: Teacher, classes: int) -> Teacher:
     def asked(rows: Rows) -> Rows:
         answers = np.array(teacher(rows), np.float32)
         if answers.shape != (len(rows), classes) or not (answers >= 0).all() or not np.allclose(answers.sum(1), 1, atol=1e-2):
-            raise ModelError(
-                f"the teacher answers {list(answers.shape)}, or no probabilities; accepted: [{len(rows)}, {classes}] that sum to 1"
-            )
+            raise ModelError(f"the teacher answers {list(answers.shape)}, or no probabilities; accepted: [{len(rows)}, {classes}] of them")
         return answers
 
     return asked
@@ -136,7 +134,8 @@ def _mixed(
     wanted = teacher(mixed)
     if labels is not None:
         named = np.eye(classes, dtype=np.float32)[labels]
-        wanted = (1 - _BY_LABELS) * wanted + _BY_LABELS * (share * named[one] + (1 - share) * named[other])
+        told = share * named[one] + (1 - share) * named[other]
+        wanted = ((1 - _BY_LABELS) * wanted + _BY_LABELS * told).astype(np.float32)
     return torch.from_numpy(mixed), torch.from_numpy(wanted)
 
 
