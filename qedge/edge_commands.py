@@ -92,6 +92,43 @@ def card(context: Context, model: str, plot: str | None) -> Facts:
     return _shown(context, ladder, found)
 
 
+@command(edge)
+@taking_model
+@click.argument("rows", type=click.Path())
+@click.option("--require", "required", default="", metavar="NAME=VALUE,…", help="Of accuracy, accuracy_low, p50_ms, p95_ms, p99_ms.")
+@click.option("--memory", default="256MiB", show_default=True, metavar="BYTES", help="Most that rungs may take here.")
+@click.option("--explain", is_flag=True, help="Say why each other rung was passed over.")
+@click.option("--output", type=click.Path(), metavar="FILE", help="Write all labels and their probabilities: .csv, .json or .parquet.")
+def run(context: Context, model: str, rows: str, required: str, memory: str, explain: bool, output: str | None) -> Facts:
+    """Answer the rows of an array (.npy) or a table on this machine, by the cheapest rung that meets what is required."""
+    from qedge.display import facts, show_answers
+    from qedge.edge.engine import EdgeEngine
+    from qedge.edge.selector import Requirement, bytes_of
+    from qedge.prediction import refuse_output, write_answers
+
+    if output is not None:
+        refuse_output(Path(output))
+    asked, budget = Requirement.parse(required), bytes_of(memory)
+    ladder = _ladder(context, model)
+    given = _rows(ladder, rows)
+    with EdgeEngine(budget, home=context.settings.home) as engine:
+        engine.add(ladder.card.model, ladder, asked)
+        answer = engine.infer(ladder.card.model, given)
+        why = engine.explain(ladder.card.model)
+        took = engine.loaded[ladder.card.model][answer.rung]
+    probability = [float(share) for share in answer.probabilities.max(axis=1)]
+    answers = list(zip(range(len(given)), answer.label, probability, strict=True))
+    show_answers(context.console, answers, output)
+    if output is not None:
+        write_answers(Path(output), answers)
+    values: Facts = {"model": ladder.card.model, "version": ladder.card.version, "rung": answer.rung, "receipt": answer.receipt}
+    facts(context.console, "answered here", values | {"rows": len(given), "bytes": took})
+    if explain:
+        context.console.print(str(why), highlight=False)
+    passed = {str(rung): reason for rung, reason in why.choice.passed.items()}
+    return values | {"rows": len(given), "bytes": took, "labels": answer.label, "probability": probability, "passed_over": passed}
+
+
 def _ladder(context: Context, model: str) -> Ladder:
     """The ladder of a version, verified under this home's key."""
     from qedge.edge.ladder import Ladder
@@ -113,11 +150,20 @@ def _shown(context: Context, ladder: Ladder, found: Card) -> Facts:
 
 
 def _rows(ladder: Ladder, rows: str | None) -> Rows:
-    """Rows to measure by; what a rung costs hardly depends on them."""
+    """Rows as the model takes them: of an array or a table, or drawn at random; what a rung costs hardly depends on them."""
     import numpy as np
 
     from qedge.data import tables
+    from qedge.data.federation import standardised
+    from qedge.errors import InvalidRequest
 
     if rows is None:
         return np.random.default_rng(0).random((32, ladder.card.features), np.float32)
-    return tables.features(tables.read(Path(rows)), ladder.card.columns)
+    if not rows.endswith(".npy"):
+        found = tables.features(tables.read(Path(rows)), ladder.card.columns)
+        return standardised(found, np.zeros(len(found), np.int64)) if ladder.card.standardised else found
+    try:
+        array = np.load(rows, allow_pickle=False)
+        return np.atleast_2d(array).astype(np.float32, casting="same_kind")
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise InvalidRequest(f"{rows} holds no array of numbers: {error}", path=rows) from None

@@ -113,7 +113,7 @@ def _read(source: str, label: str, taken: Taken) -> tuple[Labelled, tuple[bytes,
     identity += fingerprint.rows_messages(features, labels, np.array([0, len(labels)]), names, vocabulary)
     if taken.standardised:
         features = standardised(features, np.zeros(len(features), np.int64))
-    places = np.array([taken.labels.index(one) for one in vocabulary], dtype=np.int64)  # type: ignore[arg-type]
+    places = np.array([taken.labels.index(one) for one in vocabulary], dtype=np.int64)
     return Labelled(features, places[labels]), identity
 
 

@@ -172,23 +172,20 @@ def _dominating(one: RungCard, others: Sequence[RungCard]) -> RungName | None:
 
 
 def _plain(one: RungCard) -> dict[str, JsonValue]:
-    cost = one.cost
-    return {
+    told: dict[str, JsonValue] = {
         "accuracy": one.accuracy.value,
         "accuracy_interval": [one.accuracy.low, one.accuracy.high],
         "agreement": one.accuracy.agreement,
         "rows": one.accuracy.rows,
         "how": one.how,
         "file_bytes": one.file_bytes,
-        "p50_ms": cost and cost.latency[1].p50_ms,
-        "p95_ms": cost and cost.latency[1].p95_ms,
-        "p99_ms": cost and cost.latency[1].p99_ms,
-        "latency": None if cost is None else {str(batch): found.model_dump() for batch, found in cost.latency.items()},
-        "pss_bytes": cost and cost.pss_bytes,
-        "load_ms": cost and cost.load_ms,
-        "cpu_s_per_1000": cost and cost.cpu_s_per_1000,
-        "prepacked": cost and cost.prepacked,
-        "threads": cost and cost.threads,
         "dominated": one.dominated_by is not None,
         "dominated_by": one.dominated_by,
     }
+    if one.cost is None:
+        return told | dict.fromkeys(("p50_ms", "p95_ms", "p99_ms", "latency", *_TOLD))
+    latency: dict[str, JsonValue] = {str(batch): found.model_dump() for batch, found in one.cost.latency.items()}
+    return told | one.cost.latency[1].model_dump() | {"latency": latency} | {name: getattr(one.cost, name) for name in _TOLD}
+
+
+_TOLD = ("pss_bytes", "load_ms", "cpu_s_per_1000", "prepacked", "threads")

@@ -35,6 +35,8 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     runtime.RuntimeException,
 )
 
+_NOT_LOADED: tuple[type[Exception], ...] = (*ORT_ERRORS, MemoryError)
+
 
 @dataclass(frozen=True)
 class _Bound:
@@ -61,7 +63,7 @@ class OnnxRunner:
         """
         try:
             session = onnxruntime.InferenceSession(str(path), options(threads, prepacked), providers=[provider])
-        except (*ORT_ERRORS, MemoryError) as error:
+        except _NOT_LOADED as error:
             raise ModelError(f"{path.name}: ONNX Runtime cannot load the rung: {error}", path=path.name) from None
         shapes = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
         taken, given = shapes.get(INPUT, []), shapes.get(OUTPUT, [])
