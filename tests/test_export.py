@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,10 @@ def test_every_kind_answers_as_torch_does_for_any_batch(tmp_path: Path, spec: Mo
 
 
 def test_the_face_of_the_graph_is_the_documented_one(tmp_path: Path) -> None:
-    for labels, kind in ((WORDS, "tensor(string)"), (NUMBERS, "tensor(int64)")):
+    own = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 4))
+    for module, labels, kind in ((build(Model(kind="linear"), 6, 4, seed=0), WORDS, "tensor(string)"), (own, NUMBERS, "tensor(int64)")):
         schema = make_schema(6, labels, "given")
-        to_onnx(build(Model(kind="linear"), 6, 4, seed=0), schema, tmp_path / "model.onnx")
+        to_onnx(module, schema, tmp_path / "model.onnx")
         served = session(tmp_path / "model.onnx")
         assert [(tensor.name, tensor.type, tensor.shape) for tensor in served.get_inputs()] == [("features", "tensor(float)", ["batch", 6])]
         assert [(tensor.name, tensor.type, tensor.shape) for tensor in served.get_outputs()] == [
@@ -114,10 +116,22 @@ def test_a_model_of_the_users_own_is_exported_without_the_paths_of_this_machine(
     assert onnx.load(str(tmp_path / "model.onnx")).opset_import[0].version >= 20
 
 
-def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
+def written() -> nn.Module:
+    """A model whose graph is written from its layers."""
+    return build(Model(kind="mlp", hidden=(3,)), 5, 4, seed=0)
+
+
+def traced() -> nn.Module:
+    """One with a layer that only torch's exporter knows."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 3), nn.GELU(), nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize("make", [written, traced])
+def test_the_same_model_gives_the_same_file(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
     schema = make_schema(5, WORDS, "given")
     for name in ("one", "two"):
-        to_onnx(build(Model(kind="mlp", hidden=(3,)), 5, 4, seed=0), schema, tmp_path / name)
+        to_onnx(make(), schema, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -160,8 +174,11 @@ def test_a_model_that_would_answer_otherwise_is_refused_and_the_older_file_stays
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_the_exporter_is_silent(tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:
-    to_onnx(build(Model(kind="linear"), 3, 4, seed=0), make_schema(3, WORDS), tmp_path / "model.onnx")
+@pytest.mark.parametrize("make", [written, traced])
+def test_the_exporter_is_silent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder, make: Callable[[], nn.Module]
+) -> None:
+    to_onnx(make(), make_schema(5, WORDS), tmp_path / "model.onnx")
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
 
