@@ -12,6 +12,7 @@ with, so that what a call takes of memory was measured too.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from qedge.edge.calls import Call, Calls, Record, slowdown
 from qedge.edge.card import BATCHES, Card, Cost, RungCard
 from qedge.edge.cascade import Cascade, against
 from qedge.edge.ladder import Ladder
+from qedge.edge.measurement import load_runtime
 from qedge.edge.memory import HOT_S, PATIENCE_S, Key, Memory, Resident
 from qedge.edge.node import own_card
 from qedge.edge.rung import Rows, RungName, Runner
@@ -276,6 +278,7 @@ class EdgeEngine:
             return resident
 
     def _held(self, model: _Model, rung: RungName, replacing: Resident | None = None) -> Resident:
+        _runtime(rung == "binary")
         began = time.perf_counter()
         cost = model.card[rung].cost
         assert cost is not None
@@ -346,6 +349,12 @@ class EdgeEngine:
     def _unknown(self, name: str) -> UnknownModel:
         hint = nearest(name, self._models) if self._models else "there is none yet"
         return UnknownModel(f"no model '{name}' on this node; {hint}", model=name)
+
+
+@functools.cache
+def _runtime(binary: bool) -> None:
+    """What the process takes once is no rung's."""
+    load_runtime("binary" if binary else "fp32")
 
 
 def _run(runner: Runner, rows: Rows) -> Rows:

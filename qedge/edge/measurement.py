@@ -100,7 +100,7 @@ def choose(ladder: Ladder, rung: str, rows: Rows) -> dict[str, object]:
 
 def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -> Cost:
     """What loading and running the rung takes in this process, which should be fresh: what any rung needs is loaded before."""
-    _load_runtime(rung)
+    load_runtime(rung)
     before, began = pss_bytes(), time.perf_counter()
     runner = ladder.load(rung, prepacked=prepacked, threads=threads)
     load_ms = 1e3 * (time.perf_counter() - began)
@@ -118,8 +118,8 @@ def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -
     return Cost(latency=latency, pss_bytes=pss, load_ms=load_ms, cpu_s_per_1000=cpu_s, prepacked=prepacked, threads=threads)
 
 
-def _load_runtime(rung: str) -> None:
-    """ONNX Runtime with what its first session brings along, or our own engine."""
+def load_runtime(rung: str) -> None:
+    """ONNX Runtime with what its first session brings along, or our own engine: what a process takes once, whatever it loads."""
     if rung == "binary":
         return
     from qedge.edge.session import warm_up
