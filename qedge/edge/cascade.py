@@ -131,13 +131,19 @@ def against(cascade: Cascade, card: Card, requirement: Requirement, budget: int)
 
 
 def threshold(gap: npt.NDArray[np.float64], costlier: Places, most_lost: float) -> float:
-    """The least gap such that rows at or above it, left to the cheap rung, lose at most that share of all rows [n]; ties go together."""
+    """The least gap such that rows at or above it, left to the cheap rung, lose at most that share of all rows [n]; ties go together.
+
+    What they lose is counted with one standard error more: of many gaps, the one that just passes has been lucky.
+    """
     order = np.argsort(gap, kind="stable")
     ascending = gap[order]
     left = costlier[order][::-1].cumsum()[::-1]  # lost by leaving this row and all with larger gaps
+    differ = np.abs(costlier[order])[::-1].cumsum()[::-1]
     begins = np.r_[True, ascending[1:] > ascending[:-1]]
-    allowed = np.flatnonzero(begins & (left <= most_lost * len(gap)))
-    return float(ascending[allowed[0]]) if len(allowed) else _ALL
+    allowed = np.flatnonzero(begins & (left + np.sqrt(differ) <= most_lost * len(gap)))
+    if not len(allowed):
+        return _ALL
+    return float(ascending[allowed[0]]) if allowed[0] else 0.0  # with none to pass on, nor is a row of a lesser gap than any here
 
 
 def cost_ms(cheap: Cost, dear: Cost, share: float, batch: int = 1) -> float:

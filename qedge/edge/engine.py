@@ -276,6 +276,7 @@ class EdgeEngine:
             return resident
 
     def _held(self, model: _Model, rung: RungName, replacing: Resident | None = None) -> Resident:
+        model.ladder.load_runtime(rung)
         began = time.perf_counter()
         cost = model.card[rung].cost
         assert cost is not None

@@ -16,11 +16,15 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qedge.audit import receipt
 from qedge.edge.card import FILE as CARD
 from qedge.edge.card import Card, RungCard
 from qedge.edge.rung import RungName, Runner
 from qedge.errors import ArtifactTampered, UnknownModel
+
+_RUNNING: set[str] = set()  # runtimes that this process has loaded
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,27 @@ class Ladder:
         asked = one.cost
         packs = prepacked if prepacked is not None else bool(asked and asked.prepacked)
         return OnnxRunner.load(self.folder / f"{one.rung}.onnx", threads=threads or (asked.threads if asked else 1), prepacked=packs)
+
+    def load_runtime(self, rung: str) -> None:
+        """Load what any rung of its kind needs, once in a process: it is not the rung's own, and its bytes are not charged to it.
+
+        ONNX Runtime with what its first session brings along, or our own engine's kernels, which its first answer does.
+
+        Raises:
+            As `load`.
+        """
+        kind = "binary" if rung == "binary" else "onnx"
+        if kind in _RUNNING:
+            return
+        if kind == "binary":
+            runner = self.load(rung)
+            runner.run(np.zeros((1, self.card.features), np.float32))
+            runner.close()
+        else:
+            from qedge.edge.session import warm_up
+
+            warm_up()
+        _RUNNING.add(kind)
 
     def check(self, one: RungCard) -> None:
         """Refuse a rung whose files are missing, cut short or altered.

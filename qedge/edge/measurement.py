@@ -100,7 +100,7 @@ def choose(ladder: Ladder, rung: str, rows: Rows) -> dict[str, object]:
 
 def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -> Cost:
     """What loading and running the rung takes in this process, which should be fresh: what any rung needs is loaded before."""
-    _load_runtime(ladder, rung, rows)
+    ladder.load_runtime(rung)
     before, began = pss_bytes(), time.perf_counter()
     runner = ladder.load(rung, prepacked=prepacked, threads=threads)
     load_ms = 1e3 * (time.perf_counter() - began)
@@ -116,16 +116,6 @@ def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -
         p50, p95, p99 = (float(value) for value in 1e3 * np.percentile(taken, (50, 95, 99)))
         latency[batch] = Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
     return Cost(latency=latency, pss_bytes=pss, load_ms=load_ms, cpu_s_per_1000=cpu_s, prepacked=prepacked, threads=threads)
-
-
-def _load_runtime(ladder: Ladder, rung: str, rows: Rows) -> None:
-    """ONNX Runtime with what its first session brings along, or our own engine's kernels, which its first answer does."""
-    if rung == "binary":
-        ladder.load(rung).run(_batch(rows, 1))
-        return
-    from qedge.edge.session import warm_up
-
-    warm_up()
 
 
 def _batch(rows: Rows, batch: int) -> Rows:
