@@ -193,7 +193,8 @@ def _product(shape: Shape, values: torch.Tensor, weight: torch.Tensor, outside: 
 
 
 def _pooled(shape: Shape, values: torch.Tensor) -> torch.Tensor:
-    return values if shape.layer.pool == (1, 1) else functional.max_pool2d(values, shape.layer.pool, shape.layer.pool_stride)
+    layer = shape.layer
+    return values if layer.pool == layer.pool_stride == (1, 1) else functional.max_pool2d(values, layer.pool, layer.pool_stride)
 
 
 def _exponential(exponent: torch.Tensor) -> torch.Tensor:
