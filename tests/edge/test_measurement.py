@@ -80,3 +80,46 @@ def test_what_cannot_be_done_is_refused_by_name(home: Home, arguments: list[str]
 def test_rows_that_say_nothing_are_refused(built: Ladder, rows: np.ndarray) -> None:
     with pytest.raises(InvalidCalibration):
         measure(built, rows.astype(np.float32))
+
+
+class TestRun:
+    """`qedge edge run`."""
+
+    @pytest.fixture(scope="class")
+    def rows(self, home: Home, tmp_path_factory: pytest.TempPathFactory) -> str:
+        call(home, "build", "digits", "--calibration", "digits", "--public", "--rungs", "fp32,int2,binary")
+        path = tmp_path_factory.mktemp("rows") / "rows.npy"
+        np.save(path, home.calibration.held.rows[:50])
+        return str(path)
+
+    def test_the_cheapest_rung_that_meets_what_is_required_answers_and_says_why(self, home: Home, rows: str) -> None:
+        figures = call(home, "card", "digits")["rungs"]
+        floor = figures["fp32"]["accuracy"]  # type: ignore[index]
+        answer = call(home, "run", "digits@champion", "--require", f"accuracy={floor},p95_ms=1000", rows)
+        assert figures[answer["rung"]]["accuracy"] >= floor  # type: ignore[index]
+        assert {answer["rung"], *answer["passed_over"]} == {"fp32", "int2", "binary"}  # type: ignore[misc]
+        right = np.array(answer["labels"]) == home.calibration.held.labels[:50]
+        assert right.mean() > 0.7
+        cheap = call(home, "run", "digits@champion", rows)
+        best = min(figures.values(), key=lambda one: one["p95_ms"])  # type: ignore[attr-defined]
+        assert figures[cheap["rung"]]["p95_ms"] <= 1.05 * best["p95_ms"]  # type: ignore[index]
+
+    @pytest.mark.parametrize(
+        ("more", "code"),
+        [
+            (["--require", "accuracy=0.9999"], "edge.no-rung-fits"),
+            (["--memory", "1KiB"], "edge.over-budget"),
+            (["--require", "speed=1"], "edge.refused"),
+            (["--memory", "many"], "edge.refused"),
+        ],
+    )
+    def test_what_no_rung_meets_is_refused(self, home: Home, rows: str, more: list[str], code: str) -> None:
+        assert call(home, "run", "digits", rows, *more)["error"]["code"] == code  # type: ignore[index]
+
+    def test_what_is_no_array_is_refused(self, home: Home, rows: str, tmp_path: Path) -> None:
+        wrong = tmp_path / "wrong.npy"
+        for content in (b"", b"not an array"):
+            wrong.write_bytes(content)
+            assert call(home, "run", "digits", str(wrong))["error"]["code"] == "request.invalid"  # type: ignore[index]
+        np.save(wrong, np.zeros((2, 63), np.float32))
+        assert call(home, "run", "digits", str(wrong))["error"]["code"] == "request.invalid"  # type: ignore[index]
