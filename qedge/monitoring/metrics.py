@@ -45,7 +45,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("qedge_edge_calls_total", "counter", "calls", "Calls that an edge node answered, by the rung that did", ("model", "rung")),
     Metric("qedge_edge_call_seconds", "histogram", "seconds", "Time of a call on an edge node", ("model", "rung"), _FASTEST),
     Metric("qedge_edge_rows_escalated_total", "counter", "rows", "Rows that a cheap rung was unsure of and passed on", ("model",)),
-    Metric("qedge_edge_evictions_total", "counter", "rungs", "Rungs put out of memory to make room", ("model", "rung")),
+    Metric("qedge_edge_evictions_total", "counter", "rungs", "Rungs put out of memory for others", ("model", "rung")),
     Metric("qedge_edge_refusals_total", "counter", "calls", "Calls that an edge node refused, by the error's code", ("model", "code")),
     Metric("qedge_edge_memory_bytes", "gauge", "bytes", "What a loaded rung is charged; 0 once it is gone", ("model", "rung")),
     Metric("qedge_edge_budget_bytes", "gauge", "bytes", "What an edge node has for models"),
