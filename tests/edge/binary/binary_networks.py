@@ -34,9 +34,7 @@ def _convolution(draw: st.DrawFn, taken: tuple[int, int, int]) -> Layer:
     kernel = (draw(st.integers(1, min(4, height))), draw(st.integers(1, min(6, width))))
     pads = tuple(draw(st.integers(0, min(2, kernel[side % 2] - 1))) for side in range(4))
     stride, pool_stride = (draw(SIZES), draw(SIZES)), (draw(SIZES), draw(SIZES))
-    whole = [
-        (size + pads[side] + pads[side + 2] - kernel[side]) // stride[side] + 1 for side, size in enumerate((height, width))
-    ]
+    whole = [(size + pads[side] + pads[side + 2] - kernel[side]) // stride[side] + 1 for side, size in enumerate((height, width))]
     pool = (draw(st.integers(1, min(3, whole[0]))), draw(st.integers(1, min(3, whole[1]))))
     outputs = draw(st.integers(1, 70))
     return Layer(outputs, kernel, stride, (pads[0], pads[1], pads[2], pads[3]), pool, pool_stride)

@@ -127,7 +127,7 @@ def test_what_is_no_archive_is_refused(given_: bytes, tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="none.npz"):
+    with pytest.raises(ModelError, match=r"none\.npz"):
         BinaryNetwork.load(tmp_path / "none.npz")
 
 
