@@ -87,7 +87,7 @@ class BinaryNetwork:
         with zipfile.ZipFile(content, "w") as archive:
             for (name, kind), array in zip(_KINDS.items(), (head, layers, words, limits, ranges, last), strict=True):
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as entry:
-                    np.lib.format.write_array(entry, array.astype(kind), version=(1, 0), allow_pickle=False)
+                    np.lib.format.write_array(entry, np.asarray(array).astype(kind), version=(1, 0), allow_pickle=False)
         write_atomically(path, content.getvalue(), mode=0o644)
 
     @classmethod
