@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from qedge.errors import InvalidRequest, OverBudget, QEdgeError, UnknownModel, n
 from qedge.monitoring.metrics import ignore
 
 REVIEW_S = 1.0
+_STACK_BYTES = 8 << 20  # of each thread beyond the first
 _FLOAT32 = np.dtype(np.float32)
 
 
@@ -101,14 +103,17 @@ class EdgeEngine:
         record: Record = ignore,
         patience_s: float = PATIENCE_S,
         review_s: float = REVIEW_S,
+        growing: Callable[[int], None] = lambda _: None,
     ) -> None:
         """home: where measured cards are kept; record: takes metrics; patience_s: how long a load may wait for calls to end.
+
+        growing: told before a load how many bytes it may map and take, and 0 after it.
 
         Raises:
             EdgeError: a budget that is no number of bytes over 0.
         """
         self._memory = Memory(budget_bytes, patience_s=patience_s, evicted=self._evicted)
-        self._home, self._record, self._review_s = home, record, review_s
+        self._home, self._record, self._review_s, self._growing = home, record, review_s, growing
         self._models: dict[str, _Model] = {}
         self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
@@ -173,7 +178,7 @@ class EdgeEngine:
         try:
             if model is None:
                 raise self._unknown(name)
-            _refuse(rows, model.card.features)
+            refuse_rows(rows, model.card.features)
             answer, running = self._answer(model, rows)
         except QEdgeError as error:
             self._record("qedge_edge_refusals_total", 1, model="" if model is None else name, code=error.code)
@@ -280,11 +285,15 @@ class EdgeEngine:
         began = time.perf_counter()
         cost = model.card[rung].cost
         assert cost is not None
-        features = model.card.features
+        features, size = model.card.features, model.card[rung].file_bytes
 
         def make() -> Runner:
-            runner = model.ladder.load(rung, prepacked=cost.prepacked, threads=cost.threads)
-            runner.run(np.zeros((1, features), np.float32))  # maps its weights, so that they are seen
+            self._growing(cost.pss_bytes + 2 * size + (cost.threads - 1) * _STACK_BYTES)  # files are mapped twice at times
+            try:
+                runner = model.ladder.load(rung, prepacked=cost.prepacked, threads=cost.threads)
+                runner.run(np.zeros((1, features), np.float32))  # maps its weights, so that they are seen
+            finally:
+                self._growing(0)
             return runner
 
         resident = self._memory.load((model.ladder.id, rung), cost.pss_bytes, make, replacing=replacing)
@@ -357,8 +366,12 @@ def _run(runner: Runner, rows: Rows) -> Rows:
     return np.concatenate([runner.run(rows[at : at + most]).copy() for at in range(0, len(rows), most)])
 
 
-def _refuse(rows: Rows, features: int) -> None:
-    """Refuse rows that the model cannot be asked about."""
+def refuse_rows(rows: Rows, features: int) -> None:
+    """Refuse rows that the model cannot be asked about.
+
+    Raises:
+        InvalidRequest: another type, shape, or not finite.
+    """
     if type(rows) is not np.ndarray or rows.dtype != _FLOAT32:
         given = f"{rows.dtype}" if isinstance(rows, np.ndarray) else type(rows).__name__
         raise InvalidRequest(f"rows are {given}; accepted: a numpy array of float32", given=given, expected="float32")

@@ -55,9 +55,7 @@ class Memory:
         Raises:
             EdgeError: a budget that is no number of bytes over 0.
         """
-        if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or budget_bytes <= 0:
-            raise EdgeError(f"the budget is {budget_bytes}; accepted: a number of bytes over 0", given=str(budget_bytes))
-        self.budget = budget_bytes
+        self.budget = checked_budget(budget_bytes)
         self._patience_s, self._evicted, self._measure, self._clock = patience_s, evicted, measure, clock
         self._residents: dict[Key, Resident] = {}
         self._going: list[Resident] = []  # no longer to be had, still charged
@@ -263,3 +261,14 @@ class Memory:
             yield
         finally:
             self._changed.acquire()
+
+
+def checked_budget(budget_bytes: int) -> int:
+    """The budget, unless it is none.
+
+    Raises:
+        EdgeError: it is no number of bytes over 0.
+    """
+    if isinstance(budget_bytes, bool) or not isinstance(budget_bytes, int) or budget_bytes <= 0:
+        raise EdgeError(f"the budget is {budget_bytes}; accepted: a number of bytes over 0", given=str(budget_bytes))
+    return budget_bytes

@@ -77,7 +77,7 @@ class OnnxRunner:
         bound.rows[:] = rows
         try:
             self.session.run_with_iobinding(bound.binding)
-        except ORT_ERRORS as error:
+        except (*ORT_ERRORS, RuntimeError) as error:  # bound runs raise the latter
             raise Failed(f"ONNX Runtime could not run the rung: {error}") from None
         return bound.answers
 
