@@ -69,7 +69,7 @@ def measure(repeat: int) -> list[Figure]:
 
 
 def _accuracy(folds: list[Fold]) -> list[Figure]:
-    fp32, binary, cast = (np.concatenate([getattr(fold, name) for fold in folds]).astype(float) for name in ("fp32", "binary", "cast"))
+    fp32, binary = (np.concatenate([getattr(fold, name) for fold in folds]).astype(float) for name in ("fp32", "binary"))
     lost = fp32 - binary
     half = 1.96 * float(lost.std(ddof=1)) / len(lost) ** 0.5
     low, mean, high = (100 * (float(lost.mean()) + side * half) for side in (-1, 0, 1))
