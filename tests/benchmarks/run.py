@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the modules are 
 from tests.benchmarks.results import RESULTS, put, section
 
 NAMES = (
-    *("accuracy", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale"),
+    *("accuracy", "binary_rung", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale"),
     *("secure", "secure_rounds", "startup"),
     *("edge_cascade", "edge_engine", "edge_selector", "edge_sharing", "edge_storm"),
     *("quantum_compilation", "quantum_federated", "quantum_kernels", "quantum_layers", "quantum_mitigation", "quantum_qaoa"),
