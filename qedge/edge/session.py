@@ -36,6 +36,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
 )
 
 _NOT_LOADED: tuple[type[Exception], ...] = (*ORT_ERRORS, MemoryError)
+_NOT_RUN: tuple[type[Exception], ...] = (*ORT_ERRORS, RuntimeError)  # bound runs raise the latter
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class OnnxRunner:
         bound.rows[:] = rows
         try:
             self.session.run_with_iobinding(bound.binding)
-        except (*ORT_ERRORS, RuntimeError) as error:  # bound runs raise the latter
+        except _NOT_RUN as error:
             raise Failed(f"ONNX Runtime could not run the rung: {error}") from None
         return bound.answers
 
