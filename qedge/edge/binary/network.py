@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ Array = npt.NDArray[np.generic]
 _HEAD = ("channels", "rows", "columns", "classes", "weight_bits", "input_bits")
 _LAYER = 13  # numbers: outputs, kernel, stride, pads, pool, its stride; (0, 0) is the kernel of a dense layer
 _LARGEST_NUMBER = 2**24
+_MAGIC = 8  # bytes before the length of the header
 _KINDS = {"head": "<i4", "layers": "<i4", "words": "<u8", "limits": "<i4", "ranges": "<f4", "last": "<f8"}
 
 
@@ -155,13 +157,17 @@ def _arrays(path: Path) -> dict[str, Array]:
 
 
 def _array(content: bytes, name: str, kind: str) -> Array:
-    entry = io.BytesIO(content)
-    if np.lib.format.read_magic(entry) != (1, 0):
-        raise ValueError(f"'{name}' is of another version of the format")
-    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(entry)
-    if dtype != np.dtype(kind) or by_columns or math.prod(shape) * dtype.itemsize != len(content) - entry.tell():
-        raise ValueError(f"'{name}' has {dtype} {list(shape)}; accepted: {np.dtype(kind)}, row by row, as many as follow")
-    return cast(Array, np.frombuffer(content, dtype, offset=entry.tell()).reshape(shape).astype(dtype.newbyteorder("=")))
+    """The array of a .npy file. Its header is matched, not parsed: numpy's reader takes it for Python, and fails in a dozen ways."""
+    begin = _MAGIC + 2 + int.from_bytes(content[_MAGIC : _MAGIC + 2], "little")
+    header = rb"\x93NUMPY\x01\x00..\{'descr': '%b', 'fortran_order': False, 'shape': \(([\d, ]*)\), \} *\n" % kind.encode()
+    found = re.fullmatch(header, content[:begin], re.DOTALL)
+    if found is None:
+        raise ValueError(f"'{name}' does not begin as numpy's format 1.0 of {kind}, row by row, does")
+    shape = tuple(int(size) for size in found[1].split(b",") if size.strip())
+    dtype = np.dtype(kind)
+    if math.prod(shape) * dtype.itemsize != len(content) - begin:
+        raise ValueError(f"'{name}' is {list(shape)}, and {len(content) - begin} bytes follow")
+    return cast(Array, np.frombuffer(content, dtype, offset=begin).reshape(shape).astype(dtype.newbyteorder("=")))
 
 
 def _network(found: dict[str, Array]) -> BinaryNetwork:

@@ -21,6 +21,7 @@ from tests.edge.binary.binary_networks import random_module
 
 CNN = Architecture((1, 8, 8), (Layer(8, (3, 3), pads=(1, 1, 1, 1), pool=(2, 2), pool_stride=(2, 2)), Layer(24)), 4)
 Arrays = dict[str, np.ndarray]
+NAMES = ("head", "layers", "words", "limits", "ranges", "last")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +130,25 @@ def test_what_is_no_archive_is_refused(given_: bytes, tmp_path: Path) -> None:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none\.npz"):
         BinaryNetwork.load(tmp_path / "none.npz")
+
+
+@settings(max_examples=300)
+@given(name=st.sampled_from(NAMES), place=st.floats(0, 1), byte=st.sampled_from([0, 1, 39, 40, 44, 255]), head=st.booleans())
+def test_an_array_with_another_byte_and_a_sum_to_match_is_refused_or_answers(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory, name: str, place: float, byte: int, head: bool
+) -> None:
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(target, "w") as archive:
+        for entry in source.infolist():
+            array = bytearray(source.read(entry))
+            if entry.filename == f"{name}.npy":
+                array[int(place * (127 if head else len(array) - 1))] = byte
+            archive.writestr(entry.filename, bytes(array))
+    try:
+        network = _load(tmp_path_factory.mktemp("altered") / "binary.npz", target.getvalue())
+    except ModelError:
+        return
+    assert network.run(np.zeros((2, network.features), np.float32)).shape == (2, network.classes)
 
 
 @settings(max_examples=150)
