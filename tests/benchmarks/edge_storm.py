@@ -24,9 +24,9 @@ import numpy as np
 from qedge.edge.card import Card
 from qedge.edge.engine import EdgeEngine
 from qedge.edge.ladder import Ladder
-from qedge.edge.measurement import load_runtime
 from qedge.edge.measurement import measure as measure_ladder
 from qedge.edge.pss import pss_bytes
+from qedge.edge.session import warm_up
 from qedge.errors import QEdgeError
 from qedge.security.keys import Keys
 from tests.benchmarks.figures import Figure, at_most, beside, never_more
@@ -58,7 +58,7 @@ def storm(place: Path, seed: int) -> dict[str, float]:
     given = {call: generator.standard_normal((call[1], FEATURES), dtype=np.float32) for call in set(calls)}
     right = {call: answer(rows, call[0], _hidden(call[0])) for call, rows in given.items()}
     budget = HELD * max(card["fp32"].cost.pss_bytes for _, card in models if card["fp32"].cost is not None)
-    load_runtime("fp32")
+    warm_up()
     evicted = [0.0]
 
     def record(name: str, value: float, **_: str) -> None:

@@ -43,7 +43,7 @@ class Mitigated:
     """A mitigated expectation value.
 
     raw: what the circuit gave without mitigation, from the shots that were its own; value, error: after mitigation, one standard
-    deviation; shots, circuits: of everything, the raw value too; ideal: where it is known; details: what belongs to the technique.
+    deviation of what shots alone leave open: how far a curve that does not fit leads astray is not in it; shots, circuits: of everything, the raw value too; ideal: where it is known; details: what belongs to the technique.
     """
 
     technique: str
