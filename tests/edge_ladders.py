@@ -38,7 +38,14 @@ class Told:
         return Cost(latency=latency, pss_bytes=self.pss_bytes, load_ms=1.0, cpu_s_per_1000=cpu)
 
 
-def card(rungs: dict[RungName, Told], *, name: str = "m", features: int = 4, files: dict[RungName, dict[str, str]] | None = None) -> Card:
+def card(
+    rungs: dict[RungName, Told],
+    *,
+    name: str = "m",
+    features: int = 4,
+    labels: tuple[str | int, ...] = LABELS,
+    files: dict[RungName, dict[str, str]] | None = None,
+) -> Card:
     """A card that was filled here."""
     cards = tuple(
         RungCard(
@@ -51,7 +58,7 @@ def card(rungs: dict[RungName, Told], *, name: str = "m", features: int = 4, fil
         )
         for rung, told in rungs.items()
     )
-    return Card(model=name, version="1", features=features, labels=LABELS, rungs=cards, machine=this_machine())
+    return Card(model=name, version="1", features=features, labels=labels, rungs=cards, machine=this_machine())
 
 
 def weights(seed: int, features: int = 4, hidden: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -86,12 +93,18 @@ def graph(seed: int, features: int = 4, hidden: int = 8) -> onnx.ModelProto:
 
 
 def ladder(
-    folder: Path, rungs: dict[RungName, tuple[onnx.ModelProto, Told]], keys: Keys, *, name: str = "m", features: int = 4
+    folder: Path,
+    rungs: dict[RungName, tuple[onnx.ModelProto, Told]],
+    keys: Keys,
+    *,
+    name: str = "m",
+    features: int = 4,
+    labels: tuple[str | int, ...] = LABELS,
 ) -> tuple[Ladder, Card]:
     """A signed ladder of these graphs in `folder`, its costs unknown, and a card of this machine with those told."""
     folder.mkdir(parents=True)
     files = {rung: artifact_digests(folder, write_graph(model, folder, rung)) for rung, (model, _) in rungs.items()}
-    filled = card({rung: told for rung, (_, told) in rungs.items()}, name=name, features=features, files=files)
+    filled = card({rung: told for rung, (_, told) in rungs.items()}, name=name, features=features, labels=labels, files=files)
     bare = filled.model_copy(update={"machine": None, "rungs": tuple(one.model_copy(update={"cost": None}) for one in filled.rungs)})
     (folder / "card.json").write_bytes(bare.content())
     for rung, listed in files.items():

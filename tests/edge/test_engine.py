@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +25,7 @@ from qedge.errors import ArtifactTampered, EdgeError, InvalidRequest, NoRungFits
 from qedge.monitoring.metrics import row
 from qedge.security.keys import Keys
 from tests.edge_ladders import LABELS, Told, answer, graph, ladder
+from tests.endpoint import eventually
 
 MIB = 2**20
 ROWS = np.random.default_rng(0).standard_normal((100, 4), dtype=np.float32)
@@ -229,6 +232,24 @@ def test_a_rung_cut_short_is_refused_and_mended_files_answer(made: tuple[Ladder,
             engine.infer("m", ROWS)
         path.write_bytes(whole)
         assert engine.infer("m", ROWS).rung == "int4"
+
+
+def test_a_file_altered_between_two_loads_is_refused_though_its_size_and_time_are_the_same(made: tuple[Ladder, Card]) -> None:
+    path = made[0].folder / "int4.onnx"
+    assert eventually(lambda: time.time_ns() - path.stat().st_ctime_ns > 1.1e9)
+    with EdgeEngine(64 * MIB) as engine:
+        engine.add("m", made[0], card=made[1])
+        engine.infer("m", ROWS)
+        assert path.name in made[0]._seen
+        engine._memory.drop(made[0].id)
+        engine.infer("m", ROWS)
+        before, content = path.stat(), bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        engine._memory.drop(made[0].id)
+        with pytest.raises(ArtifactTampered, match="does not match its digest"):
+            engine.infer("m", ROWS)
 
 
 def test_under_pressure_of_memory_a_lower_rung_answers_and_the_better_one_again_when_there_is_room(tmp_path: Path, keys: Keys) -> None:
