@@ -3,7 +3,7 @@
 SHELL  := /bin/sh
 PYTHON ?= python3
 PY     := .venv/bin/python
-TOOLS  := pytest pytest-timeout pytest-xdist hypothesis ruff mypy types-PyYAML nbclient nbformat ipykernel jsonschema mpmath stim pymatching
+TOOLS  := pytest pytest-timeout pytest-xdist hypothesis ruff mypy types-PyYAML nbclient nbformat ipykernel jsonschema mpmath stim pymatching mlxtend
 
 # Much of a test's time is waiting for processes: two files of tests go on beside each other, each from its first test to its last,
 # in the order of tests/conftest.py.
