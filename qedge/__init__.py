@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+# Read by MKL when torch first multiplies. Without it, on processors of other makers than MKL's, a client's last bits depend on who else
+# is in a product with it, and a guarantee for single clients rests on their not doing so.
+# Source: "Developer Guide for Intel oneAPI Math Kernel Library", Obtaining Numerically Reproducible Results.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
     from qedge.job import Query, TrainingJob
