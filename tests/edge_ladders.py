@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from qedge.audit.receipt import Body, Data, HeadOf, Use, artifact_digests, issue
+from qedge.edge.binary.network import BinaryNetwork
 from qedge.edge.building.graph import write as write_graph
 from qedge.edge.card import BATCHES, Accuracy, Card, Cost, Latency, RungCard
 from qedge.edge.hardware import this_machine
@@ -94,7 +95,7 @@ def graph(seed: int, features: int = 4, hidden: int = 8) -> onnx.ModelProto:
 
 def ladder(
     folder: Path,
-    rungs: dict[RungName, tuple[onnx.ModelProto, Told]],
+    rungs: dict[RungName, tuple[onnx.ModelProto | BinaryNetwork, Told]],
     keys: Keys,
     *,
     name: str = "m",
@@ -103,7 +104,7 @@ def ladder(
 ) -> tuple[Ladder, Card]:
     """A signed ladder of these graphs in `folder`, its costs unknown, and a card of this machine with those told."""
     folder.mkdir(parents=True)
-    files = {rung: artifact_digests(folder, write_graph(model, folder, rung)) for rung, (model, _) in rungs.items()}
+    files = {rung: artifact_digests(folder, _written(model, folder, rung)) for rung, (model, _) in rungs.items()}
     filled = card({rung: told for rung, (_, told) in rungs.items()}, name=name, features=features, labels=labels, files=files)
     bare = filled.model_copy(update={"machine": None, "rungs": tuple(one.model_copy(update={"cost": None}) for one in filled.rungs)})
     (folder / "card.json").write_bytes(bare.content())
@@ -112,6 +113,13 @@ def ladder(
     listed = artifact_digests(folder, ("card.json", *(receipt_name(rung) for rung in files)))
     issue(_body(name, listed), keys).write(folder / "receipt.json")
     return Ladder.open(folder, keys.public), filled
+
+
+def _written(model: onnx.ModelProto | BinaryNetwork, folder: Path, rung: str) -> tuple[str, ...]:
+    if isinstance(model, onnx.ModelProto):
+        return write_graph(model, folder, rung)
+    model.save(folder / "binary.npz")
+    return ("binary.npz",)
 
 
 def _body(name: str, artifacts: dict[str, str]) -> Body:

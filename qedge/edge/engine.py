@@ -33,6 +33,7 @@ from qedge.errors import InvalidRequest, OverBudget, QEdgeError, UnknownModel, n
 from qedge.monitoring.metrics import ignore
 
 REVIEW_S = 1.0
+_RUNTIME_BYTES = 1 << 29  # compilers and libraries that a process loads once; what they take is no model's
 _STACK_BYTES = 8 << 20  # of each thread beyond the first
 _FLOAT32 = np.dtype(np.float32)
 
@@ -281,7 +282,11 @@ class EdgeEngine:
             return resident
 
     def _held(self, model: _Model, rung: RungName, replacing: Resident | None = None) -> Resident:
-        model.ladder.load_runtime(rung)
+        self._growing(_RUNTIME_BYTES)
+        try:
+            model.ladder.load_runtime(rung)
+        finally:
+            self._growing(0)
         began = time.perf_counter()
         cost = model.card[rung].cost
         assert cost is not None

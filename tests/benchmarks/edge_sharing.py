@@ -27,10 +27,9 @@ from qedge.edge.building.graph import write
 from qedge.edge.card import Card
 from qedge.edge.engine import EdgeEngine
 from qedge.edge.ladder import Ladder
-from qedge.edge.measurement import load_runtime
 from qedge.edge.measurement import measure as measure_ladder
 from qedge.edge.pss import pss_bytes
-from qedge.edge.session import OnnxRunner
+from qedge.edge.session import OnnxRunner, warm_up
 from qedge.security.keys import Keys
 from tests.benchmarks.figures import Figure, at_least, beside
 from tests.edge_ladders import Told, ladder
@@ -97,7 +96,7 @@ def mlp(sizes: tuple[int, ...]) -> onnx.ModelProto:
 
 def eight(way: str, place: Path) -> dict[str, float]:
     """Eight sessions, or users, in this process: bytes that it grew by, seconds of one load in the median and of all."""
-    load_runtime("fp32")
+    warm_up()
     rows = np.zeros((BATCH, SIZES[0]), np.float32)
     opened, card = Ladder.open(place / "ladder"), Card.parse((place / "card.json").read_bytes(), "")
     before, taken, kept = pss_bytes(), [], []

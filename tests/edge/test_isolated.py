@@ -14,6 +14,8 @@ import numpy as np
 import psutil
 import pytest
 
+from qedge.edge.binary.architecture import Architecture, Layer
+from qedge.edge.binary.module import pack
 from qedge.edge.card import Card
 from qedge.edge.isolated import IsolatedEngine
 from qedge.edge.ladder import Ladder
@@ -21,6 +23,7 @@ from qedge.edge.selector import Requirement
 from qedge.errors import EdgeError, InvalidRequest, NoRungFits, OverBudget, UnknownModel
 from qedge.monitoring.metrics import row
 from qedge.security.keys import Keys
+from tests.edge.binary.binary_networks import random_module
 from tests.edge_ladders import LABELS, Told, answer, graph, ladder
 from tests.endpoint import eventually
 
@@ -57,6 +60,21 @@ def test_it_answers_as_the_engine_does(engine: IsolatedEngine, made: tuple[Ladde
     assert "not int8: its accuracy is 0.95, under 0.96" in engine.explain("m")
     engine.remove("m")
     assert engine.loaded == {}
+
+
+def test_the_binary_rung_answers_there_though_its_compiler_takes_more_than_the_headroom(
+    tmp_path: Path, keys: Keys, made: tuple[Ladder, Card]
+) -> None:
+    network = pack(random_module(Architecture((1, 1, 4), (Layer(16),), len(LABELS)), 4, 0))
+    rungs: dict[Any, Any] = {"fp32": (graph(1), Told(p95_ms=2.0)), "binary": (network, Told(p95_ms=1.0))}
+    opened, card = ladder(tmp_path / "binary", rungs, keys)
+    with IsolatedEngine(256 * MIB) as engine:
+        engine.add("m", made[0], card=made[1])
+        engine.add("binary", opened, card=card)
+        found = engine.infer("binary", ROWS)
+        assert (found.rung, engine.restarts) == ("binary", 0)
+        np.testing.assert_array_equal(found.probabilities, network.run(ROWS))
+        np.testing.assert_allclose(engine.infer("m", ROWS).probabilities, answer(ROWS, 2), rtol=1e-5)
 
 
 def test_errors_keep_their_class_and_facts(engine: IsolatedEngine, made: tuple[Ladder, Card]) -> None:
