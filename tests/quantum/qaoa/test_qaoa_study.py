@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,18 @@ def test_a_run_reports_the_approximation_ratio_beside_a_greedy_search_of_equal_e
     chances = details["optimum_chance"], details["optimum_probability"], details["optimum_baseline"]
     assert chances == tuple(sorted(chances))
     assert details["optimum_chance"] == details["optima"] / 2**10
+
+
+@pytest.mark.parametrize("graph", [nx.cycle_graph(9), nx.random_regular_graph(3, 12, seed=4)])
+def test_on_small_graphs_the_baseline_is_what_brute_force_finds(graph: nx.Graph) -> None:
+    """Every time, not once; one ascent alone does not on these, so that a poorer search would be seen."""
+    result = run(QAOA(graph=graph, layers=1))
+    cuts = [sum(bits[a] != bits[b] for a, b in graph.edges) for bits in itertools.product((0, 1), repeat=len(graph))]
+    assert result.details["best_cost"] == max(cuts)
+    assert result.baseline.name == "greedy with restarts"
+    assert (result.baseline.value, result.baseline.error) == (1, 0)
+    assert result.details["optimum_baseline"] == 1
+    assert next(one for one in result.others if one.name == "one greedy ascent").value < 1
 
 
 def test_a_few_shots_leave_the_classical_search_as_few_evaluations() -> None:
