@@ -114,3 +114,28 @@ def test_a_gate_on_two_wires_disturbs_both(two_qubit: float | None, after_cnot: 
     expected = [float(np.trace(state @ qml.matrix(one, [0, 1])).real) for one in asked]
     expected[3] *= (1 - 4 / 3 * 0.2) ** 2
     np.testing.assert_allclose(np.array(answers, dtype=float), expected, atol=1e-12)
+
+
+def test_every_channel_follows_a_gate_on_each_of_its_wires_in_the_order_of_the_fields() -> None:
+    """Kraus operators as in Nielsen and Chuang, section 8.3: decay sqrt(g)|0><1|, loss of phase sqrt(g)|1><1|."""
+    noise = Noise(depolarizing=0.05, two_qubit=0.15, amplitude_damping=0.2, phase_damping=0.3)
+    decay = [np.diag([1, np.sqrt(0.8)]), np.array([[0, np.sqrt(0.2)], [0, 0]])]
+    phase = [np.diag([1, np.sqrt(0.7)]), np.diag([0, np.sqrt(0.3)])]
+
+    def disturbed(state: np.ndarray, gate: Operator) -> np.ndarray:
+        matrix = qml.matrix(gate, [0, 1])
+        state = matrix @ state @ matrix.conj().T
+        for wire in gate.wires:
+            state = depolarised(state, wire, 0.15 if len(gate.wires) == 2 else 0.05)
+            for kraus in (decay, phase):
+                whole = [np.kron(one, np.eye(2)) if wire == 0 else np.kron(np.eye(2), one) for one in kraus]
+                state = sum(one @ state @ one.T for one in whole)
+        return state
+
+    made = [qml.RY(0.7, 0), qml.RY(1.9, 1), qml.CNOT([0, 1]), qml.CNOT([1, 0])]
+    state = np.diag([1.0, 0, 0, 0]).astype(complex)
+    for gate in made:
+        state = disturbed(state, gate)
+    words = [one @ other for one in (qml.I(0), qml.X(0), qml.Y(0), qml.Z(0)) for other in (qml.X(1), qml.Y(1), qml.Z(1))]
+    (answer,) = LocalExecutor().run([QuantumScript(made, [qml.expval(one) for one in words])], Backend(name="default.mixed", noise=noise))
+    np.testing.assert_allclose(answer, [np.trace(state @ qml.matrix(one, [0, 1])).real for one in words], atol=1e-12)

@@ -89,6 +89,15 @@ def test_a_greedy_ascent_ends_where_no_single_flip_helps() -> None:
         assert float(problem.gains(flipped)) <= found.gain + 1e-9
 
 
+def test_annealing_keeps_the_best_on_its_way_which_is_never_worse_than_its_beginning() -> None:
+    """Of a few flips while it is hot, the last is often a step down."""
+    problem = qubo(8, 5)
+    for seed in range(200):
+        begun = np.random.default_rng(seed).choice(np.array([1.0, -1.0]), 8)
+        found = anneal(problem, np.random.default_rng(seed), 5)
+        assert found.gain >= float(problem.gains(((1 - begun) / 2).astype(np.int8))) - 1e-9
+
+
 def test_greedy_with_restarts_and_annealing_reach_the_optimum_of_a_small_graph() -> None:
     """The seeds are fixed: no chance is left."""
     problem = regular(14)

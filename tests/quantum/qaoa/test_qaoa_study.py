@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 
 import networkx as nx
 import numpy as np
@@ -15,8 +18,9 @@ from qedge.errors import InvalidJob, TooManyQubits
 from qedge.quantum.backend import Backend
 from qedge.quantum.execution import Answer, LocalExecutor
 from qedge.quantum.progress import Step
-from qedge.quantum.qaoa.classical import Bounds
+from qedge.quantum.qaoa.classical import Bounds, bounds, greedy, repeated
 from qedge.quantum.qaoa.job import QAOA
+from qedge.quantum.qaoa.problems import problem_of
 from qedge.quantum.qaoa.sampling import Drawn
 from qedge.quantum.qaoa.study import run
 from qedge.quantum.result import Result
@@ -57,11 +61,37 @@ def test_a_run_reports_the_approximation_ratio_beside_a_greedy_search_of_equal_e
     assert details["optimum_chance"] == details["optima"] / 2**10
 
 
+@pytest.mark.parametrize("graph", [nx.cycle_graph(9), nx.random_regular_graph(3, 12, seed=4)])
+def test_on_small_graphs_the_baseline_is_what_brute_force_finds(graph: nx.Graph) -> None:
+    """Every time, not once; one ascent alone does not on these, so that a poorer search would be seen."""
+    result = run(QAOA(graph=graph, layers=1))
+    cuts = [sum(bits[a] != bits[b] for a, b in graph.edges) for bits in itertools.product((0, 1), repeat=len(graph))]
+    assert result.details["best_cost"] == max(cuts)
+    assert result.baseline.name == "greedy with restarts"
+    assert (result.baseline.value, result.baseline.error) == (1, 0)
+    assert result.details["optimum_baseline"] == 1
+    assert next(one for one in result.others if one.name == "one greedy ascent").value < 1
+
+
 def test_a_few_shots_leave_the_classical_search_as_few_evaluations() -> None:
     optimiser = {"kind": "spsa", "steps": 2, "restarts": 1}
     details = run(QAOA(**REGULAR, layers=1, optimiser=optimiser, backend={"shots": 5})).details
     assert details["evaluations"] == 5 * (20 + 2 * 2 + 1)
     assert 50 < details["classical_evaluations"] <= details["evaluations"]
+
+
+def test_the_baseline_is_the_mean_of_its_searches_and_its_error_widens_the_verdict() -> None:
+    optimiser = {"kind": "spsa", "steps": 2, "restarts": 1}
+    job = QAOA(**REGULAR, layers=1, optimiser=optimiser, backend={"shots": 2})
+    result, problem = run(job), problem_of(job)
+    limits = bounds(problem, 0)
+    searched = repeated(greedy, problem, job.seed, result.details["evaluations"])
+    ratios = [(one.gain - limits.worst) / (limits.best - limits.worst) for one in searched]
+    assert result.baseline.value == pytest.approx(fmean(ratios))
+    assert result.baseline.error == pytest.approx(stdev(ratios) / math.sqrt(len(ratios)))
+    assert result.baseline.error > 0.002
+    half = 1.959964 * math.hypot(result.error, result.baseline.error)
+    assert result.compared.high - result.compared.low == pytest.approx(2 * half, rel=1e-6)
 
 
 @pytest.mark.parametrize("nodes", [14, 16])

@@ -10,6 +10,7 @@ from qedge.errors import InvalidValue, ModelError
 from qedge.job import Model
 from qedge.models import build
 from qedge.quantum.backend import Backend
+from qedge.quantum.qnn.layer import QuantumLayer, hybrid
 from qedge.quantum.qnn.on_backend import _moments, measure
 
 FEATURES, CLASSES = 4, 3
@@ -74,3 +75,24 @@ def test_errors_of_wires_that_go_together_are_carried_on_together() -> None:
     variance = (1 - 0.2**2) / 10_000
     assert values == pytest.approx(np.array([[0.2, 0.2]]))
     np.testing.assert_allclose(covariances[0], np.full((2, 2), variance), rtol=1e-3)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_class_that_hangs_on_a_sum_of_entangled_wires_has_the_error_bar_of_the_sum(sign: int) -> None:
+    """A Bell pair: both wires are read alike, so that the sum of their means varies by twice one, and the difference by nothing.
+
+    By hand: p = 1 / (1 + exp(-4 (z + sign z'))), dp = p (1 - p) 4 d(z + sign z').
+    """
+    shots = 500
+    module = hybrid(1, 2, QuantumLayer(2, 1))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module[2].weights[0, 1, 1] = np.pi / 2  # the second wire in |+>: the ring, 0 to 1 and 1 to 0, then makes |00> + |11>
+        module[4].weight[0] = torch.tensor([1.0, sign])
+    found = measure(module, np.zeros((1, 1), np.float32), Backend(name="default.qubit", shots=shots, seed=2))
+    z, p = found.values[0], found.probabilities[0, 0]
+    assert z[0] == z[1]
+    assert p == pytest.approx(1 / (1 + np.exp(-4 * (z[0] + sign * z[1]))))
+    of_sum = (1 + sign) * np.sqrt((1 - z[0] ** 2) / shots)
+    assert found.spread[0] == pytest.approx(np.full(2, p * (1 - p) * 4 * of_sum), rel=0.01, abs=0.003)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from torch import nn
 
 from qedge.errors import DataNotFound, InvalidJob, InvalidValue, LabelMismatch, TooManyQubits, UnknownKey
@@ -121,3 +123,47 @@ def test_rows_are_scaled_by_training_rows_alone() -> None:
     order = np.random.default_rng([job.seed, 0]).permutation(len(table.labels))
     strange.features[order[:tested]] *= 1000
     assert torch.equal(_split(table, job, 0).train[0], _split(strange, job, 0).train[0])
+
+
+class Seen(nn.Linear):
+    """A linear model that keeps the rows it was trained on, and those that it was asked about."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.trained: set[bytes] = set()
+        self.asked: set[bytes] = set()
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        (self.trained if torch.is_grad_enabled() else self.asked).update(row.numpy().tobytes() for row in rows)
+        return super().forward(rows)
+
+
+def test_a_rate_is_judged_by_training_rows_that_its_fit_did_not_see() -> None:
+    job = _small(epochs=1)
+    table = read(job)
+    split, made = _split(table, job, 0), []
+
+    def make() -> nn.Module:
+        made.append(Seen(table.features.shape[1], len(table.vocabulary)))
+        return made[-1]
+
+    _tuned(make, split, job, 0)
+    every = {row.numpy().tobytes() for row in split.train[0]}
+    *tried, last = made
+    assert len(tried) == len(job.learning_rates)
+    for one in tried:
+        assert one.asked
+        assert not one.asked & one.trained
+        assert one.asked | one.trained == every
+    assert (last.trained, last.asked) == (every, set())
+
+
+def test_error_bars_and_verdict_reckon_with_splits_that_overlap() -> None:
+    """The interval is Student's, by scipy, with Nadeau and Bengio's variance."""
+    found = run(_small(splits=5, epochs=1, test=0.4))
+    own, other = (np.array(found.details["scores"][name]) for name in ("quantum", "classical"))
+    widening = math.sqrt(1 / 5 + 0.4 / 0.6)
+    assert found.error == pytest.approx(own.std(ddof=1) * widening)
+    assert found.baseline.error == pytest.approx(other.std(ddof=1) * widening)
+    interval = t.interval(0.95, 4, (own - other).mean(), max((own - other).std(ddof=1), 1 / 71) * widening)
+    assert (found.compared.low, found.compared.high) == pytest.approx(interval)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import t
+from sklearn.datasets import make_circles
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
+from sklearn.svm import SVC
 
 from qedge.audit.receipt import Receipt, verify
 from qedge.config import Settings
@@ -26,7 +30,10 @@ from qedge.errors import (
 )
 from qedge.quantum import QSVM, VQE
 from qedge.quantum.progress import Step
+from qedge.quantum.qsvm.alignment import alignment
 from qedge.quantum.qsvm.fitted import Fitted
+from qedge.quantum.qsvm.job import FeatureMap
+from qedge.quantum.qsvm.kernels import encode
 from qedge.quantum.qsvm.study import Split, Tried, _folds, _logistic, _quantum, _rbf, _split, _splits, drawn, run
 from qedge.quantum.result import Result
 from qedge.records import Records
@@ -173,6 +180,23 @@ class TestNothingIsLearntFromTestRows:
         np.testing.assert_array_equal(one.features[0], other.features[0])
         np.testing.assert_array_equal(one.components[0], other.components[0])
 
+    def test_alignment_chooses_without_them(self, split: tuple[QSVM, Split]) -> None:
+        job, true = split
+        strange = replace(true, components=(true.components[0], 5 * true.components[1]), labels=(true.labels[0], true.labels[1][::-1]))
+        bandwidths = {_quantum(job.model_copy(update={"chosen_by": "alignment"}), one, 0).setting[0] for one in (true, strange)}
+        grams = {width: encode(FeatureMap(bandwidth=width), job.kernel, true.components[0]).gram() for width in job.bandwidths}
+        assert bandwidths == {max(grams, key=lambda width: alignment(grams[width], true.labels[0]))}
+
+    def test_the_rbf_baseline_is_what_scikit_learn_would_choose_from_gammas_about_one_over_the_features(
+        self, split: tuple[QSVM, Split]
+    ) -> None:
+        job, one = split
+        grid = [{"gamma": [gamma / 13], "C": job.costs} for gamma in (1 / 16, 1 / 4, 1, 4, 16)]
+        theirs = GridSearchCV(SVC(), grid, cv=_folds(job, 0)).fit(one.features[0], one.labels[0])
+        found = _rbf(job, one, 0)
+        assert found.setting == pytest.approx((theirs.best_params_["gamma"], theirs.best_params_["C"]))
+        assert found.score == theirs.score(one.features[1], one.labels[1])
+
     def test_the_logistic_baseline_is_what_scikit_learn_would_choose_from_a_sensible_range(self, split: tuple[QSVM, Split]) -> None:
         job, one = split
         grid = np.geomspace(0.001, 100, 15)
@@ -180,3 +204,19 @@ class TestNothingIsLearntFromTestRows:
         found = _logistic(job, one, 0)
         assert found.setting == pytest.approx((theirs.best_params_["C"],))
         assert found.score == theirs.score(one.features[1], one.labels[1])
+
+
+def test_error_bars_and_verdict_reckon_with_splits_that_overlap_and_the_better_baseline_counts(tmp_path: Path) -> None:
+    """Circles, which no line tells apart; the interval is Student's, by scipy, with Nadeau and Bengio's variance."""
+    rows, labels = make_circles(120, noise=0.2, factor=0.5, random_state=0)
+    np.savez(tmp_path / "circles.npz", x=rows, label=labels)
+    result = run(QSVM(data=str(tmp_path / "circles.npz"), bandwidths=(0.1, 0.3), costs=(1.0, 10.0), splits=6, test=0.4))
+    scores = {name: np.array(values) for name, values in result.details["scores"].items()}
+    assert result.baseline.name == "RBF SVM"
+    assert scores["RBF SVM"].mean() > scores["logistic regression"].mean() + 0.1
+    widening = math.sqrt(1 / 6 + 0.4 / 0.6)
+    assert result.error == pytest.approx(scores["quantum"].std(ddof=1) * widening)
+    assert result.baseline.error == pytest.approx(scores["RBF SVM"].std(ddof=1) * widening)
+    apart = scores["quantum"] - scores["RBF SVM"]
+    interval = t.interval(0.95, 5, apart.mean(), max(apart.std(ddof=1), 1 / 48) * widening)
+    assert (result.compared.low, result.compared.high) == pytest.approx(interval)
