@@ -151,6 +151,8 @@ def _shown(context: Context, ladder: Ladder, found: Card) -> Facts:
 
 def _rows(ladder: Ladder, rows: str | None) -> Rows:
     """Rows as the model takes them: of an array or a table, or drawn at random; what a rung costs hardly depends on them."""
+    import tokenize
+
     import numpy as np
 
     from qedge.data import tables
@@ -165,5 +167,5 @@ def _rows(ladder: Ladder, rows: str | None) -> Rows:
     try:
         array = np.load(rows, allow_pickle=False)
         return np.atleast_2d(array).astype(np.float32, casting="same_kind")
-    except (OSError, ValueError, EOFError, TypeError) as error:
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError) as error:  # numpy parses headers as Python
         raise InvalidRequest(f"{rows} holds no array of numbers: {error}", path=rows) from None

@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import tokenize
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
@@ -186,7 +187,7 @@ def _reading(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise DataError(f"data index {path} cannot be read: {error.strerror}", path=str(path)) from None
-    except (ValueError, EOFError, KeyError, TypeError, AttributeError):
+    except (ValueError, EOFError, KeyError, TypeError, AttributeError, SyntaxError, tokenize.TokenError):  # numpy parses headers as Python
         _refuse(path)
 
 

@@ -6,6 +6,7 @@ and so is the text of a parser's own error, which quotes the row it stumbled on.
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -99,6 +100,7 @@ _UNREADABLE = (
     MemoryError,
     RuntimeError,
     SyntaxError,
+    tokenize.TokenError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -239,7 +239,11 @@ def test_a_calibrated_share_is_the_least_that_fits(
 def test_shares_add_up_to_the_central_noise(kind: NoiseKind, epsilon: float, sensitivity_squared: int, honest: int, rounds: int) -> None:
     """On a grid as fine as training's: one grid unit squared a client for rounding up, and a thousandth for Skellam's curvature."""
     central = calibrate(epsilon, 1e-5, sensitivity_squared, 1.0, rounds)
-    fit = calibrate_shares(kind, epsilon, 1e-5, sensitivity_squared, 1000, honest, rounds)
+    try:
+        fit = calibrate_shares(kind, epsilon, 1e-5, sensitivity_squared, 1000, honest, rounds)
+    except InvalidPrivacy:
+        assert 1.001 * central.variance + honest > honest * MAX_VARIANCE
+        return
     assert central.variance <= honest * fit.variance <= max(4 * honest, 1.001 * central.variance + honest)
 
 

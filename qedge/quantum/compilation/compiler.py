@@ -62,6 +62,7 @@ def compile_circuit(
     started = time.perf_counter()
     before, script = count(script), without_swaps(script)
     given = lower(script)
+    chosen = chosen if script.wires else []  # nothing is left of it to make smaller
     starts = [(size(found), name, found) for name in chosen for found in PASSES[name].start(script)]
     best, way = _best(given, len(script.wires), chosen, starts)
     compiled = raise_again(best, script) if way else in_cx_basis(script)

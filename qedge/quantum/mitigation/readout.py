@@ -67,18 +67,18 @@ class Confusion:
             undone, weights = self.inverted(read), _on_each(turned, setting.values)
             value += float((on_simplex(undone) if constrained else undone) @ setting.values)
             variance += mean_and_variance(read, weights, shots)[1]
-            slopes += self._slopes(undone, weights)
+            slopes += self._slopes(undone, setting.values)
             taken += shots or 0
         return Estimate(value, variance + self._of_calibration(slopes), taken, len(circuits))
 
-    def _slopes(self, undone: Vector, weights: Vector) -> NDArray[np.float64]:
-        """Of the value by each qubit's two error rates, [qubits, 2]: d(A^-1) = -A^-1 dA A^-1."""
-        qubits = len(self.matrices)
-        before, after = undone.reshape((2,) * qubits), weights.reshape((2,) * qubits)
+    def _slopes(self, undone: Vector, values: Vector) -> NDArray[np.float64]:
+        """Of the value by each qubit's two error rates, [qubits, 2]: d(A^-1) = -A^-1 dA A^-1, where the other qubits stay undone once."""
+        qubits, inverses = len(self.matrices), self._inverses()
+        before, after = undone.reshape((2,) * qubits), values.reshape((2,) * qubits)
         slopes = np.zeros((qubits, 2))
         for qubit in range(qubits):
             others = [axis for axis in range(qubits) if axis != qubit]
-            met = np.tensordot(after, before, axes=(others, others))  # [read, prepared] of this qubit
+            met = inverses[qubit].T @ np.tensordot(after, before, axes=(others, others))  # [read, prepared] of this qubit
             slopes[qubit] = met[0, 0] - met[1, 0], met[1, 1] - met[0, 1]
         return slopes
 

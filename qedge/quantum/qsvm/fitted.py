@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
@@ -27,6 +28,18 @@ from qedge.storage import write_atomically
 
 FILES = ("machine.json", "machine.npz")
 FORMAT = "qedge-quantum-svc-1"
+# What zipfile and numpy raise on damaged bytes; numpy parses headers as Python.
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _LEARNT = ("support_rows_", "dual_coef_", "intercept_", "n_support_")
 
 
@@ -82,7 +95,17 @@ class Fitted:
             _refuse_unfit(found, len(content["classes"]), len(content["features"]))
         except OSError as error:
             raise DataNotFound(f"no machine can be read at {folder}: {error.strerror}", given=str(folder)) from error
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            SyntaxError,
+            tokenize.TokenError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise InvalidValue(f"{folder} holds no machine that was saved here: {error}", given=str(folder)) from error
         for name in _LEARNT:
             setattr(machine, name, found[name])

@@ -58,6 +58,13 @@ def test_compiled_circuits_do_the_same_in_no_more_gates_and_are_no_larger_the_se
     assert (again.after.cx, again.after.depth, again.after.gates) <= (found.after.cx, found.after.depth, found.after.gates)
 
 
+@pytest.mark.parametrize("script", [QuantumScript([]), QuantumScript([qml.H(0), qml.H(0)])])
+def test_a_circuit_of_which_nothing_is_left_is_compiled_again_to_nothing(script: QuantumScript) -> None:
+    found = compile_circuit(script)
+    assert found.after.gates == 0
+    assert compile_circuit(found.script).after.gates == 0
+
+
 def test_wires_keep_their_labels() -> None:
     script = QuantumScript(
         [qml.CNOT(["a", "b"]), qml.RZ(0.3, "a"), qml.CNOT(["a", "b"]), qml.H("b")], [qml.probs(wires=["b", "a"])], shots=100
