@@ -22,7 +22,7 @@ from qedge.run_commands import running
 
 if TYPE_CHECKING:
     from qedge.runs.search import SearchResult
-    from serve_apps.inference import OnBackend
+    from serve_apps.model_folder import OnBackend
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -145,7 +145,7 @@ def deploy(
     from qedge.records import Records
     from serve_apps.app import deploy as deploy_model
     from serve_apps.app import refuse_unfit
-    from serve_apps.inference import ModelFolder
+    from serve_apps.model_folder import ModelFolder
 
     begun = time.perf_counter()
     settings = context.settings
@@ -174,7 +174,7 @@ def deploy(
 def _on_backend(name: str | None, shots: int | None, noise: dict[str, object], workers: int | None) -> OnBackend | None:
     from qedge.errors import InvalidJob
     from qedge.quantum.backend import Backend
-    from serve_apps.inference import OnBackend
+    from serve_apps.model_folder import OnBackend
 
     if name is None:
         if shots is not None or noise or workers is not None:

@@ -24,7 +24,9 @@ from qedge.config import Settings
 from qedge.errors import Failed, QEdgeError, UnknownModel, nearest
 from qedge.sdk import Client
 from qedge.security.keys import Keys, public_text
-from serve_apps.inference import InferenceServer, ModelFolder, ServedModel
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder
+from serve_apps.onnx_model import OnnxModel
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -142,7 +144,7 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
 def refuse_unfit(model: ModelFolder) -> None:
     """Refuse a model that does not hold, before anything is touched."""
     if model.quantum is None:
-        ServedModel.load(model)
+        OnnxModel.load(model)
         return
     from serve_apps.quantum import refuse_backend
 

@@ -19,7 +19,8 @@ from pydantic_core import to_json
 from qedge import __version__
 from serve_apps import problems
 from serve_apps.bodies import SMALL_BYTES, Bodies
-from serve_apps.inference import InferenceServer, ServedModel
+from serve_apps.inference import InferenceServer
+from serve_apps.served_model import ServedModel
 
 _LARGE_AT_ONCE = 2
 
@@ -73,7 +74,7 @@ def _infer_route(app: FastAPI, server: InferenceServer, prefix: str, bodies: Bod
             model = server.find(name, version)
             if model.line is not None:
                 return await model.line.run(_answer, server, model, body)
-            if len(body) <= SMALL_BYTES:
+            if len(body) <= SMALL_BYTES and model.at_once:
                 return _answer(server, model, body)
             return await asyncio.get_running_loop().run_in_executor(pool, _answer, server, model, body)
 

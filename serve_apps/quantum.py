@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,57 +30,54 @@ from qedge.quantum.execution import Executor
 from qedge.quantum.qnn.layer import hybrid_parts
 from qedge.quantum.qnn.on_backend import Measured, measure
 from qedge.security.keys import public_key
-from serve_apps.inference import RECEIPT, InferenceRequest, ModelFolder, ServedModel
 from serve_apps.line import Line
-from serve_apps.tensors import TensorSpec, write_tensor
+from serve_apps.model_folder import RECEIPT, ModelFolder
+from serve_apps.onnx_model import OnnxModel
+from serve_apps.requests import InferenceRequest
+from serve_apps.served_model import Answered, ServedModel
+from serve_apps.tensors import Tensor, TensorSpec
 
 MOST_ROWS = 256  # a circuit each; at a second a circuit on one worker that is four minutes
 STREAMS = 2**31
 ERROR = "error"
-PLATFORM = "qedge_quantum"
 MakeExecutor = Callable[[int], Executor]
 
 
 @dataclass(frozen=True)
-class QuantumServedModel(ServedModel):
+class QuantumModel(ServedModel):
     """A `ServedModel` that is answered by circuits. center, spread: of features, [F]; executor: of one request at a time."""
 
+    graph: OnnxModel
     module: nn.Module
     center: npt.NDArray[np.float32]
     spread: npt.NDArray[np.float32]
     executor: Executor
     own_line: Line
 
+    platform: ClassVar[str] = "qedge_quantum"
+
     @classmethod
-    def on_backend(cls, source: ModelFolder, make: MakeExecutor) -> QuantumServedModel:
+    def on_backend(cls, source: ModelFolder, make: MakeExecutor) -> QuantumModel:
         """Verify the folder, build the network and try the backend's device.
 
         Raises:
-            As `ServedModel.load`, and ModelError: it has no quantum layer, or was exported without what that takes.
+            As `OnnxModel.load`, and ModelError: it has no quantum layer, or was exported without what that takes.
             UnknownBackend, BackendUnavailable, TooManyQubits: as `device` does.
         """
         assert source.quantum is not None
-        graph = ServedModel.load(source)
+        graph = OnnxModel.load(source)
         module, center, spread = _network(source, graph.receipt)
         parts = hybrid_parts(module)
         assert parts is not None
         device(source.quantum.backend, parts.layer.qubits, source.quantum.backend.seed)
         executor = make(source.quantum.workers)
-        return cls(**vars(graph), module=module, center=center, spread=spread, executor=executor, own_line=Line(source.name))
+        outputs = graph.outputs | {ERROR: TensorSpec(ERROR, "FP32", graph.outputs["probabilities"].shape)}
+        return cls(source, graph.receipt, graph.inputs, outputs, graph, module, center, spread, executor, Line(source.name))
 
     @property
     def line(self) -> Line:
         """See `ServedModel.line`."""
         return self.own_line
-
-    def metadata(self) -> dict[str, JsonValue]:
-        """As that of the graph, with the error bar among the outputs, and the backend."""
-        told = super().metadata()
-        outputs, parameters = told["outputs"], told["parameters"]
-        assert isinstance(outputs, list)
-        assert isinstance(parameters, dict)
-        parameters |= self._backend | {"max_rows": MOST_ROWS}
-        return told | {"platform": PLATFORM, "outputs": [*outputs, self._error.plain()], "parameters": parameters}
 
     def infer(self, request: InferenceRequest, max_rows: int) -> dict[str, JsonValue]:
         """The response: labels and probabilities as the backend measured them, and one standard deviation of each probability.
@@ -88,30 +86,20 @@ class QuantumServedModel(ServedModel):
             InvalidRequest: as `ServedModel.infer`, over 256 rows, or a stream that is none or that the backend cannot be told.
             Failed: the backend could not run the circuits.
         """
-        rows = self._feed(request, min(max_rows, MOST_ROWS))["features"]
-        stream = self._stream(request)
-        asked = [output.name for output in request.outputs or []]
-        wanted = self._wanted(request.model_copy(update={"outputs": [one for one in request.outputs or [] if one.name != ERROR]}))
+        return super().infer(request, min(max_rows, MOST_ROWS))
+
+    def _answer(self, feed: dict[str, Tensor], wanted: list[str], request: InferenceRequest) -> Answered:
+        stream, rows = self._stream(request), feed["features"]
         try:
             found = measure(self.module, (rows - self.center) / self.spread, self._on, self.executor, stream=stream or 0)
         except Refused as error:  # what was asked is sane: it is the backend that fails
             raise Failed(
                 f"{self.source.name}: backend '{self._on.name}' could not answer: {error.message}", model=self.source.name
             ) from error
-        answers = self._answers(found)
-        specs = [spec for spec in (*wanted, self._error) if not asked or spec.name in asked]
-        response: dict[str, JsonValue] = {"model_name": self.source.name, "model_version": self.source.version}
-        if request.id is not None:
-            response["id"] = request.id
-        response["parameters"] = {
-            "model_version": self.source.version,
-            "receipt": self.receipt,
-            **self._backend,
-            "stream": stream,
-            "circuits": found.resources.circuits,
-        }
-        response["outputs"] = [write_tensor(spec, answers[spec.name]) for spec in specs]
-        return response
+        return Answered(self._tensors(found), self._backend | {"stream": stream, "circuits": found.resources.circuits})
+
+    def facts(self) -> dict[str, JsonValue]:
+        return self.graph.facts() | self._backend | {"max_rows": MOST_ROWS}
 
     def close(self) -> None:
         """End its workers, once those in its line are answered."""
@@ -139,12 +127,8 @@ class QuantumServedModel(ServedModel):
         noise = None if self._on.noise is None else self._on.noise.model_dump(mode="json")
         return {"backend": self._on.name, "shots": self._on.shots, "noise": noise, "seed": self._on.seed}
 
-    @property
-    def _error(self) -> TensorSpec:
-        return TensorSpec(ERROR, "FP32", self.outputs["probabilities"].shape)
-
-    def _answers(self, found: Measured) -> dict[str, npt.NDArray[np.generic]]:
-        labels = json.loads(self.session.get_modelmeta().custom_metadata_map["labels"])
+    def _tensors(self, found: Measured) -> dict[str, Tensor]:
+        labels = json.loads(self.graph.session.get_modelmeta().custom_metadata_map["labels"])
         places = found.probabilities.argmax(axis=1)
         kind = object if isinstance(labels[0], str) else np.int64
         return {
@@ -158,12 +142,12 @@ def refuse_backend(source: ModelFolder) -> None:
     """Refuse a model that could not be answered by circuits, before anything is started for it.
 
     Raises:
-        As `QuantumServedModel.on_backend`; ModelError as well where one row, tried on a simulator, fails.
+        As `QuantumModel.on_backend`; ModelError as well where one row, tried on a simulator, fails.
     """
     from qedge.quantum.execution import LocalExecutor
 
     assert source.quantum is not None
-    on, model = source.quantum.backend, QuantumServedModel.on_backend(source, lambda _: LocalExecutor())
+    on, model = source.quantum.backend, QuantumModel.on_backend(source, lambda _: LocalExecutor())
     model.close()
     if on.name in HARDWARE:
         return  # a trial costs money there

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import JsonValue
 
 from qedge.errors import InvalidRequest, ModelError
 
+Tensor = npt.NDArray[np.generic]
 _ONNX = {
     "tensor(bool)": "BOOL",
     "tensor(uint8)": "UINT8",
@@ -103,7 +105,7 @@ class TensorSpec:
         return max_rows * math.prod(inner) if len(inner) == len(self.shape) - 1 else body_bytes
 
 
-def read_tensor(spec: TensorSpec, shape: Sequence[int], data: object) -> np.ndarray:
+def read_tensor(spec: TensorSpec, shape: Sequence[int], data: object) -> Tensor:
     """The array that JSON `data` stands for; `shape` has been checked against `spec`.
 
     Raises:
@@ -114,7 +116,7 @@ def read_tensor(spec: TensorSpec, shape: Sequence[int], data: object) -> np.ndar
     return _array(spec, flat).reshape(shape)
 
 
-def write_tensor(spec: TensorSpec, array: np.ndarray) -> dict[str, JsonValue]:
+def write_tensor(spec: TensorSpec, array: Tensor) -> dict[str, JsonValue]:
     """An output as JSON values, its data flat and row-major.
 
     Raises:
@@ -147,7 +149,7 @@ def _flatten(name: str, shape: Sequence[int], data: object) -> list[object]:
     return level
 
 
-def _array(spec: TensorSpec, flat: list[object]) -> np.ndarray:
+def _array(spec: TensorSpec, flat: list[object]) -> Tensor:
     dtype = np.dtype(_NUMPY.get(spec.datatype, spec.datatype.lower()))
     foreign = set(map(type, flat)) - _ACCEPTED.get(dtype.kind, {int})
     if foreign:

@@ -33,7 +33,8 @@ from qedge.registry.registry import Registry
 from qedge.runs.preparation import prepare
 from qedge.security.keys import Keys
 from qedge.uncertainty import plus_minus, rounded
-from serve_apps.inference import InferenceServer, ModelFolder
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder
 from tests.conftest import PRIVATE
 from tests.endpoint import endpoint
 from tests.served_models import FEATURES, answer, graph, write

@@ -16,7 +16,10 @@ from onnx import TensorProto, helper
 
 from qedge.errors import ArtifactTampered, InvalidRequest, ModelError, QEdgeError, ReceiptTampered, UnknownModel
 from qedge.security.keys import Keys, public_text
-from serve_apps.inference import InferenceRequest, InferenceServer, ModelFolder, ServedModel
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder
+from serve_apps.onnx_model import OnnxModel
+from serve_apps.requests import InferenceRequest
 from serve_apps.tensors import TensorSpec, read_tensor, write_tensor
 from tests.served_models import FEATURES, LABELS, answer, graph, write
 
@@ -29,9 +32,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 @pytest.fixture(scope="module")
-def model(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> ServedModel:
+def model(keys: Keys, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
     folder = write(tmp_path_factory.mktemp("model"), NAME, keys, graph(seed=1))
-    return ServedModel.load(ModelFolder(NAME, "1", str(folder), public_text(keys.public)))
+    return OnnxModel.load(ModelFolder(NAME, "1", str(folder), public_text(keys.public)))
 
 
 def request(**changes: Any) -> InferenceRequest:
@@ -41,7 +44,7 @@ def request(**changes: Any) -> InferenceRequest:
 
 
 @given(rows=arrays.arrays(np.float32, st.tuples(st.integers(1, 20), st.just(FEATURES)), elements=st.floats(-1e3, 1e3, width=32)))
-def test_answers_equal_numpy_for_any_batch_flat_or_nested(model: ServedModel, rows: np.ndarray) -> None:
+def test_answers_equal_numpy_for_any_batch_flat_or_nested(model: OnnxModel, rows: np.ndarray) -> None:
     flat = model.infer(request(shape=list(rows.shape), data=rows.ravel().tolist(), id="7"), max_rows=20)
     nested = model.infer(request(shape=list(rows.shape), data=rows.tolist(), id="7"), max_rows=20)
     assert flat == nested
@@ -54,12 +57,12 @@ def test_answers_equal_numpy_for_any_batch_flat_or_nested(model: ServedModel, ro
     assert flat["parameters"] == {"model_version": "1", "receipt": model.receipt}
 
 
-def test_only_the_outputs_asked_for_are_returned(model: ServedModel) -> None:
+def test_only_the_outputs_asked_for_are_returned(model: OnnxModel) -> None:
     response = model.infer(request(outputs=[{"name": "label"}]), max_rows=1)
     assert [output["name"] for output in response["outputs"]] == ["label"]  # type: ignore[union-attr, index, call-overload]
 
 
-def test_metadata_says_what_is_expected(model: ServedModel) -> None:
+def test_metadata_says_what_is_expected(model: OnnxModel) -> None:
     said = model.metadata()
     assert said["inputs"] == [{"name": "features", "datatype": "FP32", "shape": [-1, FEATURES]}]
     assert {"name": "label", "datatype": "BYTES", "shape": [-1]} in said["outputs"]  # type: ignore[operator]
@@ -94,7 +97,7 @@ def test_metadata_says_what_is_expected(model: ServedModel) -> None:
         ({"outputs": [{"name": "labels"}]}, "did you mean 'label'"),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused_with_what_was_expected(model: ServedModel, changes: dict[str, Any], says: str) -> None:
+def test_a_tensor_that_does_not_fit_is_refused_with_what_was_expected(model: OnnxModel, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         model.infer(request(**changes), max_rows=8)
 
@@ -122,7 +125,7 @@ def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
 
 
 @given(body=st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
-def test_bytes_at_random_are_an_invalid_request_and_nothing_else(model: ServedModel, body: bytes) -> None:
+def test_bytes_at_random_are_an_invalid_request_and_nothing_else(model: OnnxModel, body: bytes) -> None:
     with pytest.raises(InvalidRequest):
         model.infer(InferenceRequest.parse(body), max_rows=8)
 
@@ -178,7 +181,7 @@ def test_inputs_of_different_batch_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("filler", [b"[]", b"{}", b"[[]]", b'{"a":[]}', b"0", b"1.5", b"null", b'"a"'])
 @pytest.mark.parametrize("place", [b'{"inputs": [{"data": [%s]}]}', b'{"parameters": {"a": [%s]}}'])
-def test_a_body_of_far_too_much_is_refused_before_it_takes_memory(model: ServedModel, filler: bytes, place: bytes) -> None:
+def test_a_body_of_far_too_much_is_refused_before_it_takes_memory(model: OnnxModel, filler: bytes, place: bytes) -> None:
     """Parsed, it would take up to thirty times its bytes."""
     body = place % b",".join([filler] * 200_000)
     tracemalloc.start()
@@ -230,7 +233,7 @@ class TestLoading:
         path.write_bytes(content)
         monkeypatch.chdir(folder)
         with pytest.raises(ModelError):
-            ServedModel.load(ModelFolder(NAME, "1", str(folder)))
+            OnnxModel.load(ModelFolder(NAME, "1", str(folder)))
 
     @pytest.mark.parametrize("file", ["model.onnx", "receipt.json"])
     @given(data=st.data())
@@ -242,27 +245,27 @@ class TestLoading:
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
         (folder / file).write_bytes(content)
         with pytest.raises((ArtifactTampered, ReceiptTampered)):
-            ServedModel.load(ModelFolder(NAME, "1", str(folder), public_text(keys.public)))
+            OnnxModel.load(ModelFolder(NAME, "1", str(folder), public_text(keys.public)))
 
     def test_a_receipt_under_another_key_is_refused(self, folder: Path, tmp_path: Path) -> None:
         other = Keys.open(tmp_path / "other")
         with pytest.raises(ReceiptTampered, match="pinned"):
-            ServedModel.load(ModelFolder(NAME, "1", str(folder), public_text(other.public)))
+            OnnxModel.load(ModelFolder(NAME, "1", str(folder), public_text(other.public)))
 
     def test_the_receipt_of_another_model_is_refused(self, folder: Path, keys: Keys) -> None:
         with pytest.raises(ReceiptTampered, match="'mail', not of 'bank'"):
-            ServedModel.load(ModelFolder("bank", "1", str(folder), public_text(keys.public)))
+            OnnxModel.load(ModelFolder("bank", "1", str(folder), public_text(keys.public)))
 
     def test_a_folder_that_is_not_there_is_an_unknown_model(self, tmp_path: Path) -> None:
         with pytest.raises(UnknownModel):
-            ServedModel.load(ModelFolder(NAME, "1", str(tmp_path / "nowhere")))
+            OnnxModel.load(ModelFolder(NAME, "1", str(tmp_path / "nowhere")))
 
     def test_signed_bytes_that_are_no_graph_are_a_model_error(self, keys: Keys, tmp_path: Path) -> None:
         broken = graph(seed=1)
         broken.graph.node[0].op_type = "NoSuchOperator"
         folder = write(tmp_path / "broken", NAME, keys, broken)
         with pytest.raises(ModelError, match="cannot load"):
-            ServedModel.load(ModelFolder(NAME, "1", str(folder)))
+            OnnxModel.load(ModelFolder(NAME, "1", str(folder)))
 
     def test_a_type_the_protocol_cannot_carry_is_a_model_error(self, keys: Keys, tmp_path: Path) -> None:
         node = helper.make_node("SequenceConstruct", ["x"], ["y"])
@@ -270,7 +273,7 @@ class TestLoading:
         made = helper.make_graph([node], "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])], [value])
         folder = write(tmp_path / "s", NAME, keys, helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10))
         with pytest.raises(ModelError, match="cannot carry"):
-            ServedModel.load(ModelFolder(NAME, "1", str(folder)))
+            OnnxModel.load(ModelFolder(NAME, "1", str(folder)))
 
 
 class TestServing:

@@ -17,7 +17,8 @@ import qedge.errors
 from qedge.errors import BudgetExceeded, Failed, InvalidRequest, Overloaded, QEdgeError, ReceiptTampered, UnknownModel
 from qedge.security.keys import Keys
 from serve_apps.bodies import SMALL_BYTES
-from serve_apps.inference import InferenceServer, ModelFolder
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder
 from serve_apps.problems import MEDIA_TYPE, STATUS, problem, status_of
 from tests.endpoint import endpoint, eventually
 from tests.served_models import FEATURES, graph, write

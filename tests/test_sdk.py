@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, InvalidRequest, RequestTooLarge, UnknownModel
 from qedge.sdk import Client
 from qedge.security.keys import Keys
-from serve_apps.inference import InferenceServer, ModelFolder
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder
 from tests.endpoint import endpoint
 from tests.served_models import FEATURES, answer, graph, write
 

@@ -12,6 +12,7 @@ with, so that what a call takes of memory was measured too.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -86,6 +87,7 @@ class _Model:
     cascade: Cascade | None
     cascade_off: str
     lock: threading.RLock = field(default_factory=threading.RLock)  # to choose and load
+    added: Explanation | None = None
     choice: Choice | None = None
     resident: Resident | None = None
     dear: Resident | None = None
@@ -150,18 +152,24 @@ class EdgeEngine:
         choice = choose(filled, asked, Load(self._memory.budget))
         off = "" if cascade is None else against(cascade, filled, asked, self._memory.budget)
         model = _Model(name, opened, filled, asked, None if off else cascade, off)
+        model.added = _explained(model, self._as_used(model, choice), Load(self._memory.budget))
         with self._naming:
             before, self._models[name] = self._models.get(name), model
         self._retire(before)
-        return _explained(model, self._as_used(model, choice), Load(self._memory.budget))
+        return model.added
 
-    def remove(self, name: str) -> None:
-        """Answer for `name` no more; calls that have begun end.
+    def remove(self, name: str, added: Explanation | None = None) -> None:
+        """Answer for `name` no more; calls that have begun end. added: only if this is still what `add` put there.
 
         Raises:
             UnknownModel: there is none of that name.
         """
-        model = self._models.pop(name, None)
+        with self._naming:
+            model = self._models.get(name)
+            if model is not None and (added is None or model.added is added):
+                del self._models[name]
+        if added is not None and (model is None or model.added is not added):
+            return
         if model is None:
             raise self._unknown(name)
         self._retire(model)
@@ -201,6 +209,15 @@ class EdgeEngine:
             raise self._unknown(name)
         choice, load = self._chosen(model)
         return _explained(model, self._as_used(model, choice), load)
+
+    def takes_ms(self, name: str) -> float:
+        """What a row of this model takes now, by the card; infinity where a rung has to be loaded first, or there is no such model."""
+        model = self._models.get(name)
+        resident = None if model is None else model.resident
+        if model is None or resident is None or resident.leaving:
+            return math.inf
+        cost = model.card[resident.key[1]].cost
+        return math.inf if cost is None else cost.latency[1].p50_ms
 
     @property
     def loaded(self) -> dict[str, dict[RungName, int]]:

@@ -28,7 +28,8 @@ from qedge.quantum.execution import LocalExecutor
 from qedge.quantum.noise import Noise
 from qedge.sdk import Client
 from serve_apps.app import deploy, running, undeploy
-from serve_apps.inference import InferenceServer, ModelFolder, OnBackend
+from serve_apps.inference import InferenceServer
+from serve_apps.model_folder import ModelFolder, OnBackend
 from serve_apps.problems import status_of
 from serve_apps.quantum import MOST_ROWS
 from tests.conftest import PRIVATE

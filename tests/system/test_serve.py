@@ -25,7 +25,7 @@ from qedge.sdk import Client
 from qedge.security.keys import Keys, public_text
 from serve_apps import app
 from serve_apps.app import deploy, running, undeploy
-from serve_apps.inference import ModelFolder
+from serve_apps.model_folder import ModelFolder
 from tests.endpoint import eventually, free_port
 from tests.served_models import FEATURES, answer, graph, write
 
