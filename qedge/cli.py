@@ -21,8 +21,9 @@ from qedge.record_commands import budget, log, receipt, resolved
 from qedge.run_commands import running
 
 if TYPE_CHECKING:
+    from qedge.registry.registry import ModelVersion
     from qedge.runs.search import SearchResult
-    from serve_apps.model_folder import OnBackend
+    from serve_apps.model_folder import ModelFolder, OnBackend
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -130,6 +131,7 @@ def stop(context: Context) -> Facts:
 @click.option("--shots", type=int, help="With a backend: measurements of each circuit; default: exact.")
 @click.option("--noise", metavar="KIND=RATE", callback=rates, multiple=True, help="With a backend: such as depolarizing=0.01.")
 @click.option("--quantum-workers", type=click.IntRange(1, 64), help="With a backend: how many; default: 1.")
+@click.option("--require", "required", metavar="NAME=VALUE,…", help="Answer by its ladder: the cheapest rung with accuracy=…,p95_ms=…")
 def deploy(
     context: Context,
     model: str,
@@ -137,6 +139,7 @@ def deploy(
     shots: int | None,
     noise: tuple[tuple[str, object], ...],
     quantum_workers: int | None,
+    required: str | None,
 ) -> Facts:
     """Serve a model over HTTP on Ray Serve; starts Ray when none is running."""
     from actors.cluster import connect, refuse_elsewhere, start_head
@@ -154,8 +157,10 @@ def deploy(
     verify(Receipt.read(folder / "receipt.json"), records.keys.public, folder)  # before anything is started for it
     on = _on_backend(quantum_backend, shots, dict(noise), quantum_workers)
     served = ModelFolder(version.name, str(version.version), str(folder), records.keys.public.hex(), on)
-    if on is not None:
-        refuse_unfit(served)
+    if required is not None:
+        served = _on_ladder(context, served, version, required)
+    if on is not None or required is not None:
+        refuse_unfit(served, settings)
     if settings.address is None:
         record = start_head(settings, serve=True)
         if record.serve_url is not None:
@@ -169,6 +174,21 @@ def deploy(
     )
     context.console.print(f"{version.name} version {version.version} answers at {url}/v2/models/{version.name}/infer", highlight=False)
     return {"model": version.name, "version": version.version, "url": url, "seconds": time.perf_counter() - begun}
+
+
+def _on_ladder(context: Context, served: ModelFolder, version: ModelVersion, required: str) -> ModelFolder:
+    """The version's ladder in place of its graph."""
+    from dataclasses import replace
+
+    from qedge.edge.selector import Requirement
+    from qedge.errors import InvalidJob
+    from qedge.registry.registry import Registry
+
+    if served.quantum is not None:
+        raise InvalidJob("--require asks for the rungs of a ladder, --quantum-backend for circuits; give one of them")
+    asked = Requirement.parse(required)
+    folder = Registry(context.settings).fetch_ladder(version, context.settings.home / "models" / version.name / str(version.version))
+    return replace(served, folder=str(folder), edge=asked)
 
 
 def _on_backend(name: str | None, shots: int | None, noise: dict[str, object], workers: int | None) -> OnBackend | None:

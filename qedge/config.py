@@ -29,6 +29,7 @@ class Serve(_Group):
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="largest request body; more is answered 413")
     max_batch_rows: int = Field(default=4096, ge=1, description="most rows in one request")
     replicas: int = Field(default=1, ge=1, description="replicas of the inference deployment")
+    edge_bytes: int = Field(default=256 * 2**20, ge=1, description="most that rungs of ladders may take of a replica's memory")
 
 
 class Cluster(_Group):

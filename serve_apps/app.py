@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from ray.serve import Application
 
+    from qedge.edge.engine import EdgeEngine
     from qedge.quantum.execution import Executor
 
 APPLICATION = "qedge"
@@ -51,6 +52,8 @@ class Plan(BaseModel):
     models: dict[str, ModelFolder]
     max_body_bytes: int
     max_batch_rows: int
+    edge_bytes: int
+    home: str
 
 
 @dataclass(frozen=True)
@@ -67,15 +70,24 @@ class Inference:
     def __init__(self) -> None:
         from actors.metrics import record
 
-        self._server = InferenceServer(record=record, make_executor=_circuits)
+        self._server = InferenceServer(record=record, make_executor=_circuits, make_engine=self._engine)
         self._plan: Plan | None = None
 
     async def reconfigure(self, config: dict[str, object]) -> None:
         """Follow a new plan. Never raises for a model: Serve would take the whole replica down for it."""
         plan = Plan.model_validate(config)
         self._server.max_body_bytes, self._server.max_batch_rows = plan.max_body_bytes, plan.max_batch_rows
+        self._edge = (plan.edge_bytes, Path(plan.home))
         await asyncio.to_thread(self._server.serve, plan.models.values())
         self._plan = plan
+
+    def _engine(self) -> EdgeEngine:
+        """For all ladders of this replica, from the first on; a budget that is changed holds for replicas that start later."""
+        from actors.metrics import record
+        from qedge.edge.engine import EdgeEngine
+
+        budget, home = self._edge
+        return EdgeEngine(budget, home=home, record=record)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_apps import open_inference
@@ -128,7 +140,7 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
         Failed: the endpoint did not answer in a minute.
     """
     model = replace(model, folder=str(Path(model.folder).resolve()), key=model.key or _own_key(settings))
-    refuse_unfit(model)
+    refuse_unfit(model, settings)
     with serve_starting(settings):
         before = _endpoint(settings)
         plan = before.model_copy(update=_limits(settings) | {"models": before.models | {model.name: model}})
@@ -141,8 +153,13 @@ def deploy(settings: Settings, model: ModelFolder) -> str:
         return plan.url
 
 
-def refuse_unfit(model: ModelFolder) -> None:
-    """Refuse a model that does not hold, before anything is touched."""
+def refuse_unfit(model: ModelFolder, settings: Settings) -> None:
+    """Refuse a model that does not hold, before anything is touched. A ladder is measured for this, if this machine's was not yet."""
+    if model.edge is not None:
+        from serve_apps.edge_model import refuse_rungs
+
+        refuse_rungs(model, settings.home, settings.serve.edge_bytes)
+        return
     if model.quantum is None:
         OnnxModel.load(model)
         return
@@ -182,6 +199,8 @@ def _limits(settings: Settings) -> dict[str, object]:
         "generation": secrets.token_hex(8),
         "max_body_bytes": settings.serve.max_body_bytes,
         "max_batch_rows": settings.serve.max_batch_rows,
+        "edge_bytes": settings.serve.edge_bytes,
+        "home": str(settings.home),
     }
 
 

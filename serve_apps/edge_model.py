@@ -95,5 +95,15 @@ def opened(source: ModelFolder) -> Ladder:
     return ladder
 
 
+def refuse_rungs(source: ModelFolder, home: Path, budget_bytes: int) -> None:
+    """Refuse a ladder none of whose rungs would do, before anything is started for it; home: where measured cards are kept.
+
+    Raises:
+        As `EdgeModel.load`.
+    """
+    with EdgeEngine(budget_bytes, home=home) as engine:
+        EdgeModel.load(source, engine)
+
+
 def _key(source: ModelFolder) -> str:
     return f"{source.name}/{source.version}"
