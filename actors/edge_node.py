@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorClass, ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
 
 from actors.metrics import record
@@ -45,8 +45,7 @@ class Beat:
     cpu: float
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=THREADS)
-class EdgeNodeActor:
+class EdgeNode:
     """An `EdgeEngine` on some node of the cluster. Ladders lie in folders of that node."""
 
     def __init__(self, name: str, budget_bytes: int, home: Path | None = None) -> None:
@@ -82,6 +81,9 @@ class EdgeNodeActor:
         return Beat(self._name, time.time(), os.getpid(), self._budget, self._engine.charged_bytes, pss_bytes(), loaded, cpu)
 
 
+EdgeNodeActor = ray.remote(num_cpus=0, max_restarts=0, max_concurrency=THREADS)(EdgeNode)
+
+
 def start_node(name: str, budget_bytes: int, *, home: Path | None = None, resources: dict[str, float] | None = None) -> ActorHandle:
     """A node of that name, which outlives nobody: it ends with whoever started it.
 
@@ -90,13 +92,22 @@ def start_node(name: str, budget_bytes: int, *, home: Path | None = None, resour
     Raises:
         InvalidConfig: there is one of that name. EdgeError: a budget that is no number of bytes over 0.
     """
+    return started(EdgeNodeActor, name, resources, budget_bytes, home)
+
+
+def started(kind: ActorClass, name: str, resources: dict[str, float] | None, *arguments: object) -> ActorHandle:
+    """A named actor of that kind, which answers: its first argument is its name.
+
+    Raises:
+        InvalidConfig: there is one of that name. What its constructor raises.
+    """
     options = {"name": _PREFIX + name, "namespace": NAMESPACE, "resources": resources or {}}
     try:
-        started = EdgeNodeActor.options(**options).remote(name, budget_bytes, home)
+        handle = kind.options(**options).remote(name, *arguments)
     except ValueError:  # Ray's word for a name that is taken
         raise InvalidConfig(f"there is an edge node '{name}' already; give another name, or end that one", given=name) from None
-    ray.get(started.beat.remote())
-    return started
+    ray.get(handle.beat.remote())
+    return handle
 
 
 def node(name: str) -> ActorHandle | None:

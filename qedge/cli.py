@@ -176,6 +176,38 @@ def deploy(
     return {"model": version.name, "version": version.version, "url": url, "seconds": time.perf_counter() - begun}
 
 
+@command(edge)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL[:REQUIREMENT]…")
+@click.option("--memory", default="256MiB", show_default=True, metavar="BYTES", help="Most that rungs may take here.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8100, show_default=True, help="0: any free one.")
+@click.option("--every", "every_s", type=click.FloatRange(0.1), default=10.0, show_default=True, help="Seconds between looks.")
+@click.option("--key", metavar="HEX", help="Public key that receipts must be signed with; default: this home's own.")
+def gateway(context: Context, models: tuple[str, ...], memory: str, host: str, port: int, every_s: float, key: str | None) -> Facts:
+    """Answer over HTTP on this machine, without Ray: by ladders kept on its disk, in step with the registry.
+
+    MODEL is as elsewhere; a requirement after a colon is met by the rung that answers: digits@champion:accuracy=0.96,p95_ms=5
+    """
+    from qedge.config import ensure_home
+    from qedge.edge.selector import bytes_of
+    from qedge.records import Records
+    from qedge.registry.following import Followed
+    from qedge.security.keys import public_key
+    from serve_apps.gateway import Gateway
+
+    followed = [Followed.parse(one) for one in models]
+    ensure_home(context.settings.home)
+    pinned = public_key(key) if key else Records.open(context.settings.home).keys.public
+    serving = Gateway(context.settings, followed, pinned, bytes_of(memory))
+
+    def say(url: str) -> None:
+        for one in followed:
+            context.console.print(f"{one.name} answers at {url}/v2/models/{one.name}/infer", highlight=False)
+
+    serving.run(host, port, every_s=every_s, up=say)
+    return {"models": [one.name for one in followed]}
+
+
 def _on_ladder(context: Context, served: ModelFolder, version: ModelVersion, required: str) -> ModelFolder:
     """The version's ladder in place of its graph."""
     from dataclasses import replace

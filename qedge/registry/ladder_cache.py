@@ -21,6 +21,8 @@ from qedge.errors import ArtifactTampered, RegistryUnavailable, UnknownModel
 from qedge.registry.registry import ModelVersion, Registry, split_reference
 from qedge.storage import locked, storage_errors, write_atomically
 
+FOLDER = "edge/gateway"  # of a home
+
 
 @dataclass(frozen=True)
 class Cached:
