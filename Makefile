@@ -6,8 +6,8 @@ PY     := .venv/bin/python
 TOOLS  := pytest pytest-timeout pytest-xdist hypothesis ruff mypy types-PyYAML nbclient nbformat ipykernel jsonschema mpmath stim pymatching mlxtend
 
 # Much of a test's time is waiting for processes: two files of tests go on beside each other, each from its first test to its last,
-# in the order of tests/conftest.py.
-BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# in the order of tests/conftest.py. One of the two that dies ends the run, and is told by the test that it died in.
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # A stamp is named for the content of its lock and for the folder (an environment does not survive being moved), so that it is stale exactly
 # when one of them changes. It is the installer's own marker, renamed when all went well: a marker that is left over means an interrupted
