@@ -30,7 +30,7 @@ class Followed:
         """From `digits@champion` or `digits@champion:accuracy=0.96,p95_ms=5`.
 
         Raises:
-            InvalidRequest: a reference that is none. EdgeError: a requirement that is none.
+            UnknownModel: a reference that is none. EdgeError: a requirement that is none.
         """
         reference, _, required = text.partition(":")
         split_reference(reference)
