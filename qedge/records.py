@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from qedge import __version__
+from qedge.audit import receipt
 from qedge.audit.log import AuditLog
 from qedge.audit.receipt import Receipt
 from qedge.audit.witness import Head
@@ -49,3 +53,22 @@ class Records:
                 raise RolledBack(
                     f"{self.log.path} does not contain entry {receipt.log.seq}, which {path} has seen", path=str(self.log.path)
                 )
+
+
+def derive(parent: Receipt, uses: Sequence[receipt.Use], artifacts: dict[str, str], records: Records, *, run: str | None = None) -> Receipt:
+    """The receipt of something made from what another is about: the parent's guarantee, its uses of rows and these.
+
+    run: in which it was made; default: the parent's.
+    """
+    ledger, log = records.ledger.head(), records.log.head()
+    said = parent.model_dump(mode="python", include=set(receipt.Body.model_fields)) | {
+        "artifacts": artifacts,
+        "parent": parent.id,
+        "run": run or parent.run,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "code_version": __version__,
+        "ledger": receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
+        "log": receipt.HeadOf(seq=log.seq, hash=log.hash),
+        "uses": (*parent.uses, *uses),
+    }
+    return receipt.issue(receipt.Body.model_validate(said), records.keys)

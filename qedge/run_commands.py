@@ -152,7 +152,7 @@ def runs(context: Context, publish: bool, limit: int) -> Facts:
 def _run_row(folder: RunFolder) -> Facts:
     result = folder.read("result.json")
     status = str(result["status"]) if result else "unfinished"
-    if folder.is_quantum:
+    if folder.at_once:
         return {"run": folder.run, "status": status, "rounds": None, "of": None}
     planned = (folder.read("record.json") or {}).get("rounds") if folder.is_query else folder.job().rounds
     return {"run": folder.run, "status": status, "rounds": len(folder.metrics_by_round()), "of": planned}

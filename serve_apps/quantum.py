@@ -7,7 +7,6 @@ files of the folder, each against its digest. A request's shots have a seed of t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 from collections.abc import Callable
@@ -16,22 +15,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import JsonValue
-from safetensors.torch import load as load_tensors
-from torch import nn
 
-from qedge.audit.receipt import Receipt, verify
-from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QEdgeError, QuantumError, Refused, Tampered, UnknownModel
-from qedge.job.model import Model
-from qedge.models import build
+from qedge.errors import ArtifactTampered, Failed, InvalidRequest, ModelError, QuantumError, Refused
+from qedge.network import Network, rebuilt
 from qedge.quantum.backend import HARDWARE, Backend, device, seed_argument
 from qedge.quantum.execution import Executor
 from qedge.quantum.qnn.layer import hybrid_parts
 from qedge.quantum.qnn.on_backend import Measured, measure
 from qedge.security.keys import public_key
 from serve_apps.line import Line
-from serve_apps.model_folder import RECEIPT, ModelFolder
+from serve_apps.model_folder import ModelFolder
 from serve_apps.onnx_model import OnnxModel
 from serve_apps.requests import InferenceRequest
 from serve_apps.served_model import Answered, ServedModel
@@ -45,12 +39,10 @@ MakeExecutor = Callable[[int], Executor]
 
 @dataclass(frozen=True)
 class QuantumModel(ServedModel):
-    """A `ServedModel` that is answered by circuits. center, spread: of features, [F]; executor: of one request at a time."""
+    """A `ServedModel` that is answered by circuits. executor: of one request at a time."""
 
     graph: OnnxModel
-    module: nn.Module
-    center: npt.NDArray[np.float32]
-    spread: npt.NDArray[np.float32]
+    network: Network
     executor: Executor
     own_line: Line
 
@@ -66,13 +58,13 @@ class QuantumModel(ServedModel):
         """
         assert source.quantum is not None
         graph = OnnxModel.load(source)
-        module, center, spread = _network(source, graph.receipt)
-        parts = hybrid_parts(module)
+        network = _network(source, graph.receipt)
+        parts = hybrid_parts(network.module)
         assert parts is not None
         device(source.quantum.backend, parts.layer.qubits, source.quantum.backend.seed)
         executor = make(source.quantum.workers)
         outputs = graph.outputs | {ERROR: TensorSpec(ERROR, "FP32", graph.outputs["probabilities"].shape)}
-        return cls(source, graph.receipt, graph.inputs, outputs, graph, module, center, spread, executor, Line(source.name))
+        return cls(source, graph.receipt, graph.inputs, outputs, graph, network, executor, Line(source.name))
 
     @property
     def line(self) -> Line:
@@ -89,9 +81,9 @@ class QuantumModel(ServedModel):
         return super().infer(request, min(max_rows, MOST_ROWS))
 
     def _answer(self, feed: dict[str, Tensor], wanted: list[str], request: InferenceRequest) -> Answered:
-        stream, rows = self._stream(request), feed["features"]
+        stream, rows = self._stream(request), self.network.scaled(np.asarray(feed["features"]))
         try:
-            found = measure(self.module, (rows - self.center) / self.spread, self._on, self.executor, stream=stream or 0)
+            found = measure(self.network.module, rows, self._on, self.executor, stream=stream or 0)
         except Refused as error:  # what was asked is sane: it is the backend that fails
             raise Failed(
                 f"{self.source.name}: backend '{self._on.name}' could not answer: {error.message}", model=self.source.name
@@ -152,46 +144,22 @@ def refuse_backend(source: ModelFolder) -> None:
     if on.name in HARDWARE:
         return  # a trial costs money there
     try:
-        measure(model.module, np.zeros((1, len(model.center)), dtype=np.float32), on)
+        measure(model.network.module, np.zeros((1, len(model.network.schema.features)), dtype=np.float32), on)
     except QuantumError as error:
         raise ModelError(f"{source.name}: '{on.name}' cannot run its quantum layer: {error.message}", model=source.name) from error
 
 
-def _network(source: ModelFolder, issued: str) -> tuple[nn.Module, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The network with its weights, and how features are scaled before it: center and spread, [F].
+def _network(source: ModelFolder, issued: str) -> Network:
+    """The network of the version whose graph was loaded by the receipt with the id `issued`.
 
     Raises:
-        ModelError: it has no quantum layer, or its files do not fit each other. ArtifactTampered, UnknownModel: as `_read`.
+        ModelError: it has no quantum layer, or its files do not fit each other. ArtifactTampered, UnknownModel: as `rebuilt`.
     """
-    card = json.loads(_read(source, "card.json", issued))
-    if not isinstance(card, dict) or card.get("kind") != "hybrid":
+    found = rebuilt(Path(source.folder), source.name, public_key(source.key) if source.key else None)
+    if found.receipt.id != issued:
+        raise ArtifactTampered(f"{source.folder} was exchanged while it was read", model=source.name)
+    if found.model.kind != "hybrid":
         raise ModelError(f"{source.name} has no quantum layer to run on a backend; accepted: a model of 'kind: hybrid'", model=source.name)
-    try:
-        network = Model(kind="hybrid", **card["network"])
-        center, spread = (np.array([float(one) for one in card[name]], dtype=np.float32) for name in ("center", "spread"))
-        module = build(network, len(card["features"]), len(card["labels"]), 0).eval()
-        module.load_state_dict(load_tensors(_read(source, "weights.safetensors", issued)))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{source.name} was exported without what its quantum layer takes, or does not fit it: {error}") from error
-    except QEdgeError as error:
-        raise error if isinstance(error, Tampered | UnknownModel) else ModelError(f"{source.name}: {error.message}") from error
-    for parameter in module.parameters():
+    for parameter in found.module.parameters():
         parameter.requires_grad_(False)
-    return module, center, spread
-
-
-def _read(source: ModelFolder, name: str, issued: str) -> bytes:
-    """The bytes of a file, proven to be what the signed receipt with the id `issued` names, by which the graph was loaded.
-
-    Raises:
-        UnknownModel: it is not there. ReceiptTampered, ArtifactTampered: the signature or the digest does not hold.
-    """
-    path = Path(source.folder) / name
-    try:
-        content, receipt = path.read_bytes(), Receipt.read(path.with_name(RECEIPT))
-    except OSError as error:
-        raise UnknownModel(f"{source.name}: {path} cannot be read: {error.strerror}", model=source.name) from None
-    verify(receipt, public_key(source.key) if source.key else None)  # anew: the file may have been put in place since the graph was read
-    if receipt.id != issued or receipt.artifacts.get(name) != hashlib.sha256(content).hexdigest():
-        raise ArtifactTampered(f"{path} does not match its digest on receipt {receipt.id[:16]}", model=source.name)
-    return content
+    return found

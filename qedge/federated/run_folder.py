@@ -1,7 +1,7 @@
 """The folder of one run: where each of its files lies, and how its plain ones are written and read.
 
 runs/<run>/                 0700
-  job.json                  the job as it was asked for; of a query: query.json; of a quantum job: quantum.json
+  job.json                  the job as it was asked for; query.json, quantum.json or compression.json of what is no training job
   record.json               what was decided once: kernel, chunk size, versions, plan of the privacy cost
   secret.key                the run's key, 0600 (cohorts, batches, rounding)
   releases.wal              noised sums not yet covered by the checkpoint
@@ -32,7 +32,8 @@ from qedge.storage import storage_errors, sync_folder, write_atomically
 
 Json = dict[str, JsonValue]
 KEY_BYTES = 32
-JOB, QUERY, QUANTUM = "job.json", "query.json", "quantum.json"
+JOB, QUERY = "job.json", "query.json"
+AT_ONCE = {"quantum.json": "a quantum job", "compression.json": "a compression"}  # what is carried out at once, without rounds
 
 
 class RunFolder:
@@ -66,9 +67,17 @@ class RunFolder:
             UnknownRun: there is none; the message offers the nearest.
         """
         folder = cls(home, run)
-        if not any((folder.path / name).exists() for name in (JOB, QUERY, QUANTUM)):
+        if not any((folder.path / name).exists() for name in (JOB, QUERY, *AT_ONCE)):
             raise UnknownRun(f"no run '{run}' under {home / 'runs'}; {nearest(run, run_ids(home)) or 'there are none'}", run=run)
         return folder
+
+    def concealed(self) -> RunFolder:
+        """The folder under a hidden name, new, for what is written whole before it is seen: `settle` shows it."""
+        hidden = RunFolder(self.path.parent.parent, self.run)
+        hidden.path = self.path.with_name(f".{self.run}")
+        hidden.metrics, hidden.model = hidden.path / "metrics.jsonl", hidden.path / "model"
+        hidden.path.mkdir(mode=0o700, parents=True)
+        return hidden
 
     def settle(self) -> RunFolder:
         """Put a folder that is whole now in its place."""
@@ -88,18 +97,17 @@ class RunFolder:
         return (self.path / QUERY).exists()
 
     @property
-    def is_quantum(self) -> bool:
-        """Whether it is a quantum job, and has no rounds."""
-        return (self.path / QUANTUM).exists()
+    def at_once(self) -> str | None:
+        """What it is, if it was carried out at once and has no rounds, such as a quantum job."""
+        return next((what for name, what in AT_ONCE.items() if (self.path / name).exists()), None)
 
     def job(self) -> TrainingJob:
         """The job that was asked for.
 
         Raises:
-            UnknownRun: it is a query, or a quantum job.
+            UnknownRun: it is a query, or has no rounds.
         """
-        if self.is_quantum:
-            raise UnknownRun(f"run '{self.run}' is a quantum job; it has no rounds to go on with", run=self.run)
+        self._refuse_at_once()
         if self.is_query:
             raise UnknownRun(f"run '{self.run}' is a query and trains nothing; go on with it by `qedge query --resume`", run=self.run)
         return TrainingJob.parse(self.read(JOB))
@@ -110,11 +118,14 @@ class RunFolder:
         Raises:
             UnknownRun: it is a training job.
         """
-        if self.is_quantum:
-            raise UnknownRun(f"run '{self.run}' is a quantum job; it has no rounds to go on with", run=self.run)
+        self._refuse_at_once()
         if not self.is_query:
             raise UnknownRun(f"run '{self.run}' trains a model; go on with it by `qedge train --resume`", run=self.run)
         return Query.parse(self.read(QUERY))
+
+    def _refuse_at_once(self) -> None:
+        if self.at_once is not None:
+            raise UnknownRun(f"run '{self.run}' is {self.at_once}; it has no rounds to go on with", run=self.run)
 
     def asked(self) -> Json | None:
         """The job or the query, as it was put on record."""
@@ -218,5 +229,5 @@ def mapping(value: JsonValue) -> Json:
 
 def run_ids(home: Path) -> list[str]:
     """All runs of a home, oldest first."""
-    asked = [path for name in (JOB, QUERY, QUANTUM) for path in (home / "runs").glob(f"[!.]*/{name}")]
+    asked = [path for name in (JOB, QUERY, *AT_ONCE) for path in (home / "runs").glob(f"[!.]*/{name}")]
     return [path.parent.name for path in sorted(asked, key=lambda path: path.stat().st_mtime_ns)]

@@ -19,6 +19,7 @@ from qedge.federated.coordinator import Coordinator
 from qedge.federated.events import Event, Phase
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.models import set_parameters
+from qedge.network import network_card
 from qedge.records import Records
 from qedge.runs.run_receipt import body_of
 from qedge.storage import write_atomically
@@ -127,17 +128,9 @@ def _card(coordinator: Coordinator) -> bytes:
         "private": "send features as they are in the table; the graph scales them by means and deviations that were asked for privately",
         "local": "standardise each feature by your own rows' mean and standard deviation before you send it",
     }
-    network = job.model.model_dump(mode="json", include={"qubits", "layers", "embedding", "reupload"})
-    scaling = {name: [decimal(float(value)) for value in getattr(schema, name)] for name in ("center", "spread")}
-    return canonical(
-        {
-            **({"network": network, **scaling} if job.model.kind == "hybrid" else {}),
-            "model": job.name,
-            "run": coordinator.folder.run,
-            "kind": job.model.kind,
-            "features": list(schema.features),
-            "labels": list(schema.labels),
-            "scale": schema.scale,
-            "input": told[job.data.scale if job.data.scale == "private" else schema.scale],
-        }
-    )
+    card: Json = {
+        "model": job.name,
+        "run": coordinator.folder.run,
+        "input": told[job.data.scale if job.data.scale == "private" else schema.scale],
+    }
+    return canonical(card | network_card(job.model, schema))

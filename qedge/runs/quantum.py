@@ -22,7 +22,7 @@ from qedge import __version__
 from qedge.config import Settings
 from qedge.config import load as load_settings
 from qedge.errors import InvalidJob, QEdgeError
-from qedge.federated.run_folder import QUANTUM, Json, RunFolder
+from qedge.federated.run_folder import Json, RunFolder
 from qedge.quantum.asked import QuantumJob
 from qedge.quantum.progress import OnStep, Step, untold
 from qedge.quantum.qaoa.job import QAOA
@@ -170,13 +170,11 @@ def _carry_out(job: QuantumJob, study: Study, rows: Sequence[bytes], settings: S
 
 def _write(folder: RunFolder, kind: str, job: QuantumJob, result: Result, created_ms: int, values: list[float]) -> None:
     """The whole folder, under a hidden name until it is complete."""
-    place = folder.path.with_name(f".{folder.run}")
-    place.mkdir(mode=0o700, parents=True)
-    hidden = RunFolder(folder.path.parent.parent, folder.run)
-    hidden.path, hidden.metrics = place, place / "metrics.jsonl"
+    hidden = folder.concealed()
+    place = hidden.path
     asked = job.model_dump(mode="json")
     params: Json = {f"{kind}.{key}": str(value) for key, value in asked.items() if value is not None}
-    hidden.write(QUANTUM, {"kind": kind, **asked})
+    hidden.write("quantum.json", {"kind": kind, **asked})
     tags: Json = {"qedge.kind": kind, "qedge.code_version": __version__}
     hidden.write("run.json", {"run_id": folder.run, "name": kind, "created_ms": created_ms, "params": params, "tags": tags})
     for number, value in enumerate(values):

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from qedge import TrainingJob, train
 from qedge.cli import main
 from qedge.edge.hardware import this_machine
 from qedge.edge.ladder import Ladder
 from qedge.edge.measurement import measure
 from qedge.edge.node import card_here, keep_card
 from qedge.errors import InvalidCalibration
-from tests.edge.conftest import Home
+from tests.edge.conftest import JOB, Home
 
 pytestmark = pytest.mark.slow
 FIGURES = {"accuracy", "p50_ms", "p95_ms", "pss_bytes", "file_bytes", "load_ms", "dominated"}
@@ -28,7 +29,8 @@ def call(home: Home, *arguments: str) -> dict[str, object]:
 
 
 def test_a_ladder_is_built_measured_kept_with_its_version_and_shown(home: Home, tmp_path: Path) -> None:
-    assert call(home, "card", "digits@champion")["error"]["code"] == "model.unknown"  # type: ignore[index]
+    train(TrainingJob.parse(JOB | {"name": "bare", "rounds": 1}), backend="serial", settings=home.settings)
+    assert call(home, "card", "bare@champion")["error"]["code"] == "model.unknown"  # type: ignore[index]
     built = call(home, "build", "digits@champion", "--calibration", "digits", "--public", "--rungs", "fp32,int8")
     assert list(built["rungs"]) == ["fp32", "int8"]  # type: ignore[call-overload]
     for figures in built["rungs"].values():  # type: ignore[attr-defined]

@@ -10,13 +10,11 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from qedge import __version__
 from qedge.audit import receipt
 from qedge.edge.building import floats, graph, integers, nbits
 from qedge.edge.building.choice import agreement, answers, best
@@ -28,7 +26,7 @@ from qedge.edge.ladder import Ladder, receipt_name
 from qedge.edge.rung import RungName, Runner
 from qedge.edge.session import OnnxRunner
 from qedge.errors import EdgeError, HomeUnusable
-from qedge.records import Records
+from qedge.records import Records, derive
 from qedge.storage import write_atomically
 
 MODEL = "model.onnx"
@@ -169,22 +167,7 @@ def _sign(card: Card, parent: receipt.Receipt, public: bool, folder: Path, recor
     for one in card.rungs:
         what = _USES[one.rung]
         uses = [receipt.Use(what=f"{one.rung}: {what}", covered=covered)] if what else []
-        _issue(parent, [*uses, validating], dict(one.files), records).write(folder / receipt_name(one.rung))
+        derive(parent, [*uses, validating], dict(one.files), records).write(folder / receipt_name(one.rung))
         every += uses
         listed.append(receipt_name(one.rung))
-    _issue(parent, every, receipt.artifact_digests(folder, tuple(listed)), records).write(folder / receipt.FILE)
-
-
-def _issue(parent: receipt.Receipt, uses: Sequence[receipt.Use], artifacts: dict[str, str], records: Records) -> receipt.Receipt:
-    """The receipt of something derived: the parent's guarantee, its uses of rows and these."""
-    ledger, log = records.ledger.head(), records.log.head()
-    said = parent.model_dump(mode="python", include=set(receipt.Body.model_fields)) | {
-        "artifacts": artifacts,
-        "parent": parent.id,
-        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "code_version": __version__,
-        "ledger": receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
-        "log": receipt.HeadOf(seq=log.seq, hash=log.hash),
-        "uses": (*parent.uses, *uses),
-    }
-    return receipt.issue(receipt.Body.model_validate(said), records.keys)
+    derive(parent, every, receipt.artifact_digests(folder, tuple(listed)), records).write(folder / receipt.FILE)
