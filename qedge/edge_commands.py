@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from qedge.command import Context, Facts, command, taking_model
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 if TYPE_CHECKING:
+    from typing import Literal
+
     from qedge.edge.card import Card
     from qedge.edge.ladder import Ladder
     from qedge.edge.rung import Rows
+    from qedge.job import Model
+    from qedge.runs.compression import Pruning
+
+    Importance = Literal["taylor", "norm"]
 
 _ALL = "fp32,fp16,int8,int4,int2,binary"
 
@@ -127,6 +135,92 @@ def run(context: Context, model: str, rows: str, required: str, memory: str, exp
         context.console.print(str(why), highlight=False)
     passed = {str(rung): reason for rung, reason in why.choice.passed.items()}
     return values | {"rows": len(given), "bytes": took, "labels": answer.label, "probability": probability, "passed_over": passed}
+
+
+def training(function: Command) -> Command:
+    """The options of commands that train a smaller network by rows."""
+    options = (
+        click.option("--rows", required=True, metavar="TABLE", help="Rows to train by: the model's columns, and labels."),
+        click.option("--label", default="label", show_default=True, metavar="COLUMN", help="The column of labels."),
+        click.option("--validation", metavar="TABLE", help="Rows to compare by; default: half of the rows, kept apart."),
+        click.option("--steps", type=click.IntRange(0, 10**7), help="Batches to train by; default: 2000, to teach a student 6000."),
+        click.option("--labels-alone", is_flag=True, help="Train by labels alone, not by the larger model's answers too."),
+        click.option("--public", is_flag=True, help="Declare these rows public; else the receipt says that nothing covers their use."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of first weights and of the order of rows."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@command(edge)
+@taking_model
+@click.option("--prune", type=float, required=True, metavar="SHARE", help="How much to take out, from 0 to below 1.")
+@click.option("--structured", is_flag=True, help="Take out whole units and channels, which makes it faster, not single weights.")
+@click.option("--importance", type=click.Choice(["taylor", "norm"]), default="taylor", show_default=True, help="What units count by.")
+@training
+def compress(context: Context, model: str, prune: float, structured: bool, importance: Importance, **course: Any) -> Facts:
+    """Take parts out of a version's network, train on what is left, and register it as a new version, a challenger."""
+    from qedge.edge.compression.pruning import refuse_share
+    from qedge.runs.compression import Pruning
+
+    refuse_share(prune)
+    return _compressed(context, model, Pruning(prune, structured, importance), **course)
+
+
+@command(edge)
+@click.option("--teacher", "model", required=True, metavar="MODEL", help="Whose answers teach: NAME, NAME@alias or NAME/version.")
+@click.option("--student", required=True, type=click.Path(), metavar="FILE", help="YAML of the small network: as a job's 'model'.")
+@training
+def distil(context: Context, model: str, student: str, **course: Any) -> Facts:
+    """Teach a small network by a version's answers, and register it as a new version of the same name, a challenger."""
+    from qedge.runs.compression import read_student
+
+    return _compressed(context, model, read_student(Path(student)), **course)
+
+
+def _compressed(
+    context: Context,
+    reference: str,
+    how: Pruning | Model,
+    rows: str,
+    label: str,
+    validation: str | None,
+    steps: int | None,
+    labels_alone: bool,
+    public: bool,
+    seed: int,
+) -> Facts:
+    from dataclasses import asdict
+
+    from qedge.edge.building.graph import read as read_graph
+    from qedge.edge.calibration import Taken
+    from qedge.edge.calibration import read as read_rows
+    from qedge.edge.compression.training import Course
+    from qedge.edge.display import show_compressed
+    from qedge.job import Model
+    from qedge.record_commands import resolved
+    from qedge.registry.registry import MODEL_FILE
+    from qedge.runs.compression import Asked
+    from qedge.runs.compression import compress as carry_out
+
+    version, folder = resolved(context, reference)
+    table = read_rows(rows, label, Taken.of(read_graph(folder / MODEL_FILE)), validation)
+    lasting = steps if steps is not None else 6000 if isinstance(how, Model) else 2000
+    asked = Asked(version, folder, how, table, public, Course(steps=lasting), not labels_alone, seed)
+    done = carry_out(asked, context.settings, lambda what: context.console.print(what))
+    show_compressed(context.console, done.rows)
+    named = f"{done.model} version {done.version}" if done.version else f"run {done.run_id}, which the registry has not got yet,"
+    context.console.print(f"{named} is a challenger of version {version.version}", highlight=False)
+    told = [asdict(one) for one in done.rows]
+    return {
+        "model": done.model,
+        "version": done.version,
+        "parent": version.version,
+        "run": done.run_id,
+        "receipt": done.receipt,
+        "table": told,
+    }
 
 
 def _ladder(context: Context, model: str) -> Ladder:

@@ -1,11 +1,17 @@
-"""A ladder's card as two tables: what each rung answers, and what it costs on this machine."""
+"""What the terminal shows of edge nodes: a ladder's card, and what a compression came to."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from qedge.display import table
 from qedge.edge.card import Card, RungCard
+
+if TYPE_CHECKING:
+    from qedge.edge.compression.table import Row
 
 
 def show_card(console: Console, card: Card) -> None:
@@ -46,3 +52,15 @@ def _costs(one: RungCard) -> tuple[object, ...]:
     runs = ("prepacked" if one.cost.prepacked else "mapped") + (f", {one.cost.threads} threads" if one.cost.threads > 1 else "")
     cpu = f"{1e3 * one.cost.cpu_s_per_1000:.0f}"
     return (one.rung, *times, size(one.cost.pss_bytes), f"{one.cost.load_ms:.1f}", cpu, runs, one.dominated_by or "")
+
+
+def show_compressed(console: Console, rows: Sequence[Row]) -> None:
+    """What each step of a compression came to."""
+    columns = ("network", "accuracy", "points lost (95 %)", "weights", "file", "packed", "p50 ms")
+    table(console, "rows that none of them was trained by here", columns, [_compressed(row) for row in rows])
+
+
+def _compressed(row: Row) -> tuple[str, ...]:
+    lost = "" if row.lost_interval == (0, 0) else f"{row.lost_points:+.2f} ({row.lost_interval[0]:+.2f} to {row.lost_interval[1]:+.2f})"
+    sizes = (f"{row.parameters:,}", f"{row.file_bytes / 1024:.1f} KiB", f"{row.packed_bytes / 1024:.1f} KiB")
+    return (row.name, f"{row.accuracy:.4f}", lost, *sizes, f"{row.p50_ms:.4f}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 from torch import nn
 
 from qedge import __version__
@@ -25,10 +26,11 @@ from qedge.config import Settings
 from qedge.edge.calibration import Calibration
 from qedge.edge.compression import pruning, table
 from qedge.edge.compression.training import Course, train
-from qedge.errors import EdgeError
+from qedge.errors import EdgeError, InvalidJob
 from qedge.export import save_weights, to_onnx
 from qedge.federated.run_folder import Json, RunFolder
 from qedge.job import Model
+from qedge.job.explanation import explain
 from qedge.models import build, parameters_vector
 from qedge.network import CARD, WEIGHTS, Network, network_card, rebuilt
 from qedge.records import Records, derive
@@ -36,6 +38,7 @@ from qedge.registry.outbox import read_published
 from qedge.registry.publisher import Publisher
 from qedge.registry.registry import MODEL_FILE, ModelVersion
 from qedge.storage import write_atomically
+from qedge.yaml_mapping import read_mapping
 
 PUBLISH_TIMEOUT_S = 120.0
 TABLE = "attached/table.json"
@@ -89,6 +92,19 @@ class Compressed:
     rows: list[table.Row]
 
 
+def read_student(path: Path) -> Model:
+    """The network that a YAML file describes, as a job's `model` does.
+
+    Raises:
+        InvalidJob: and its kinds, when it cannot be read, or a value is missing, unknown or out of range.
+    """
+    values = read_mapping(path, "student", list(Model.model_fields), InvalidJob)
+    try:
+        return Model.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, Model, f"student {path}", ()) from None
+
+
 def compress(asked: Asked, settings: Settings, told: Told = lambda _: None) -> Compressed:
     """Make the smaller version, and have it registered. told: what begins.
 
@@ -109,15 +125,14 @@ def compress(asked: Asked, settings: Settings, told: Told = lambda _: None) -> C
     if prints:
         records.ledger.record_without_privacy(folder.run, prints)
     hidden = folder.concealed()
-    (last, model), files = next(reversed(steps.values())), {}
-    for step, (module, _) in steps.items():
-        to_onnx(module, parent.schema, hidden.path / f"{step}.onnx")
-        files[step] = table.Candidate(module, (hidden.path / f"{step}.onnx").read_bytes())
-        (hidden.path / f"{step}.onnx").unlink()
-    told("comparing")
-    compared = table.compare(files, asked.rows.held)
-    issued = _write_model(asked, parent, last, model, hidden, records)
-    _write_run(asked, hidden, created_ms, compared, issued)
+    try:
+        told("comparing")
+        compared = table.compare(_candidates(steps, parent, hidden.path), asked.rows.held)
+        issued = _write_model(asked, parent, *next(reversed(steps.values())), hidden, records)
+        _write_run(asked, hidden, created_ms, compared, issued)
+    except BaseException:
+        shutil.rmtree(hidden.path, ignore_errors=True)
+        raise
     records.log.append("edge.compressed", model=name, run=folder.run, receipt=issued.id, how=str(asked.word))
     Publisher(settings, folder.run).finish(PUBLISH_TIMEOUT_S)
     return Compressed(folder.run, name, read_published(folder.path).version, issued.id, compared)
@@ -142,9 +157,19 @@ def _steps(asked: Asked, parent: Network, told: Told) -> dict[str, tuple[nn.Modu
         one = pruning.by_magnitude(parent.module, asked.how.share)
         pruned, masks, model = one.module, one.masks, parent.model
     found["pruned"] = (pruned, model)
-    if asked.course.epochs:
+    if asked.course.steps:
         told("training on what is left")
         found["trained on"] = (train(pruned, rows, labels, asked.course, asked.seed, teacher=teacher, masks=masks), model)
+    return found
+
+
+def _candidates(steps: dict[str, tuple[nn.Module, Model]], parent: Network, scratch: Path) -> dict[str, table.Candidate]:
+    """Each network with the file that serves it."""
+    found, path = {}, scratch / "candidate.onnx"
+    for step, (module, _) in steps.items():
+        to_onnx(module, parent.schema, path)
+        found[step] = table.Candidate(module, path.read_bytes())
+    path.unlink()
     return found
 
 
@@ -169,9 +194,9 @@ def _write_model(asked: Asked, parent: Network, module: nn.Module, model: Model,
     covered: receipt.Covered = "public by declaration" if asked.public else "NOT COVERED"
     counts = {"fitting": f"{len(asked.rows.fitting)} rows", "held": f"{len(asked.rows.held)} rows"}
     uses = [receipt.Use(what="comparing it with its parent", covered=covered, note=counts["held"])]
-    if isinstance(asked.how, Model) or asked.course.epochs:
+    if isinstance(asked.how, Model) or asked.course.steps:
         by = "labels and the parent's answers" if asked.taught else "labels"
-        uses.append(receipt.Use(what=f"training {asked.word} network by {by}", covered=covered, note=counts["fitting"]))
+        uses.append(receipt.Use(what=f"training the {asked.word} network by {by}", covered=covered, note=counts["fitting"]))
     elif asked.how.structured and asked.how.importance == "taylor":
         uses.append(receipt.Use(what="choosing the units to take out", covered=covered, note=counts["fitting"]))
     issued = derive(parent.receipt, uses, receipt.artifact_digests(place, _FILES), records, run=folder.run)

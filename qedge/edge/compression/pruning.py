@@ -22,7 +22,7 @@ from qedge.errors import EdgeError, ModelError
 Masks = dict[str, torch.Tensor]
 Scores = dict[int, torch.Tensor]
 _PLAIN = (nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Tanh, nn.GELU, nn.Identity)
-_Weighted = nn.Linear | nn.Conv2d
+_WEIGHTED = (nn.Linear, nn.Conv2d)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def structured(module: nn.Module, share: float, scores: Mapping[int, torch.Tenso
     inputs: torch.Tensor | None = None
     for place, following in pairwise([*places, len(layers)]):
         layer = layers[place]
-        assert isinstance(layer, _Weighted)
+        assert isinstance(layer, _WEIGHTED)
         outputs = kept.get(place)
         made[place] = _cut(layer, inputs, outputs)
         if outputs is not None:
@@ -130,13 +130,13 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     layers = list(module) if isinstance(module, nn.Sequential) else [module]
     for layer in layers:
         grouped = isinstance(layer, nn.Conv2d) and layer.groups != 1
-        if not isinstance(layer, _Weighted | _PLAIN) or grouped:
+        if not isinstance(layer, (*_WEIGHTED, *_PLAIN)) or grouped:
             raise ModelError(f"units cannot be taken out around a {type(layer).__name__}; accepted: Linear and Conv2d one after the other")
     return layers
 
 
 def _weighted(layers: list[nn.Module]) -> list[int]:
-    return [place for place, layer in enumerate(layers) if isinstance(layer, _Weighted)]
+    return [place for place, layer in enumerate(layers) if isinstance(layer, _WEIGHTED)]
 
 
 def _most(scores: torch.Tensor, share: float) -> torch.Tensor:
@@ -153,7 +153,7 @@ def _carried(layer: nn.Module, outputs: torch.Tensor, following: nn.Module) -> t
     return outputs
 
 
-def _cut(layer: _Weighted, inputs: torch.Tensor | None, outputs: torch.Tensor | None) -> nn.Module:
+def _cut(layer: nn.Linear | nn.Conv2d, inputs: torch.Tensor | None, outputs: torch.Tensor | None) -> nn.Module:
     weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
     if inputs is not None:
         weight = weight[:, inputs]

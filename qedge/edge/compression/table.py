@@ -71,7 +71,7 @@ def paired(right: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, fl
 
 
 def _row(name: str, one: Candidate, right: np.ndarray, first: np.ndarray, p50_ms: float) -> Row:
-    lost, interval = paired(right, first)
+    lost, interval = (0.0, (0.0, 0.0)) if right is first else paired(right, first)
     return Row(
         name=name,
         accuracy=float(right.mean()),

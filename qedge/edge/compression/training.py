@@ -6,7 +6,9 @@ Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network"
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import islice
 
 import torch
 from torch import nn
@@ -14,12 +16,12 @@ from torch import nn
 from qedge.edge.compression.pruning import Masks
 from qedge.errors import EdgeError
 
-_AT_LEAST = {"epochs": 0, "batch": 1}
+_AT_LEAST = {"steps": 0, "batch": 1}
 
 
 @dataclass(frozen=True)
 class Course:
-    """How it is trained: by Adam, its rate falling to zero along a cosine.
+    """How it is trained: by so many steps of Adam, its rate falling to zero along a cosine.
 
     temperature: by which logits of teacher and student are divided; mix: the teacher's part of the loss, the labels have the rest.
 
@@ -27,7 +29,7 @@ class Course:
         EdgeError: a value out of range.
     """
 
-    epochs: int = 20
+    steps: int = 2000
     learning_rate: float = 0.002
     batch: int = 64
     temperature: float = 4.0
@@ -61,21 +63,19 @@ def train(
         parameter.requires_grad_(True)
     generator = torch.Generator().manual_seed(seed)
     optimiser = torch.optim.Adam(student.parameters(), course.learning_rate)
-    steps = course.epochs * -(-len(rows) // course.batch)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, course.steps))
     taught = None if teacher is None else _answers(teacher, rows)
     kept = {name: mask.to(torch.float32) for name, mask in (masks or {}).items()}
     named = dict(student.named_parameters())
-    for _ in range(course.epochs):
-        for places in torch.split(torch.randperm(len(rows), generator=generator), course.batch):
-            optimiser.zero_grad()
-            guided = None if taught is None else taught[places]
-            torch.autograd.backward(loss(student(rows[places]), labels[places], course, guided))
-            optimiser.step()
-            falling.step()
-            with torch.no_grad():
-                for name, mask in kept.items():
-                    named[name].mul_(mask)
+    for places in islice(_batches(len(rows), course.batch, generator), course.steps):
+        optimiser.zero_grad()
+        guided = None if taught is None else taught[places]
+        torch.autograd.backward(loss(student(rows[places]), labels[places], course, guided))
+        optimiser.step()
+        falling.step()
+        with torch.no_grad():
+            for name, mask in kept.items():
+                named[name].mul_(mask)
     return student.eval()
 
 
@@ -93,3 +93,9 @@ def loss(logits: torch.Tensor, labels: torch.Tensor, course: Course, taught: tor
 def _answers(teacher: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return torch.cat([teacher(some) for some in torch.split(rows, 256)])
+
+
+def _batches(rows: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Places of rows, all of them in a new order, again and again."""
+    while True:
+        yield from torch.split(torch.randperm(rows, generator=generator), size)
