@@ -32,7 +32,7 @@ from qedge.runs.paced import PacedRun
 from qedge.runs.search import SearchResult, SearchUnderWay, begin, resume
 from qedge.search.progress import Progress, TrialEnded, TrialRound
 
-_SCRATCH = ".tune-"
+SCRATCH = ".tune-"
 _WORST = 1e30  # in place of a metric that is no number: percentiles need one
 _TUNE_ENVIRONMENT: dict[str, str | None] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -78,9 +78,9 @@ def compete(under_way: SearchUnderWay, on_progress: Callable[[Progress], None]) 
     """
     search = under_way.asked.search
     referee = _Referee(under_way, on_progress)
-    for left_over in under_way.path.glob(f"{_SCRATCH}*"):  # by a process that was killed
+    for left_over in under_way.path.glob(f"{SCRATCH}*"):  # by a process that was killed
         shutil.rmtree(left_over)
-    with _quiet(), tempfile.TemporaryDirectory(dir=under_way.path, prefix=_SCRATCH) as scratch:
+    with quiet_tune(), tempfile.TemporaryDirectory(dir=under_way.path, prefix=SCRATCH) as scratch:
         trainable = tune.with_parameters(
             TrialActor, settings=under_way.settings.model_dump_json(), runs=under_way.runs, metric=search.metric
         )
@@ -197,7 +197,7 @@ def _finite(value: float | None) -> float:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_tune() -> Iterator[None]:
     """Tune without its own logs, terminal and signal handlers."""
     before = environment.put_environment(_TUNE_ENVIRONMENT)
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("ray.tune", "ray.air"))}

@@ -22,6 +22,7 @@ from qedge.run_commands import running
 
 if TYPE_CHECKING:
     from qedge.registry.registry import ModelVersion
+    from qedge.runs.edge_search import EdgeSearchResult
     from qedge.runs.search import SearchResult
     from serve_apps.model_folder import ModelFolder, OnBackend
 
@@ -206,6 +207,47 @@ def gateway(context: Context, models: tuple[str, ...], memory: str, host: str, p
 
     serving.run(host, port, every_s=every_s, up=say)
     return {"models": [one.name for one in followed]}
+
+
+@command(edge, "search")
+@click.argument("job", required=False, type=click.Path())
+@click.option("--latency-ms", type=float, metavar="MS", help="Most that one row may take on this machine.")
+@click.option("--size-kb", type=float, metavar="KB", help="Most that the rung's files may take.")
+@click.option("--trials", type=int, help="How many, in place of the file's.")
+@click.option("--seed", type=int, help="In place of the file's.")
+@click.option("--resume", metavar="SEARCH", help="Go on with a search that was cut off.")
+def edge_search(
+    context: Context,
+    job: str | None,
+    latency_ms: float | None,
+    size_kb: float | None,
+    trials: int | None,
+    seed: int | None,
+    resume: str | None,
+) -> Facts:
+    """Search networks and rungs for this machine: accuracy against measured latency and size, on Ray Tune with early stopping."""
+    from actors.edge_search import edge_search as search
+    from qedge.edge.display import show_front
+    from qedge.edge.search.job import EdgeSearch
+    from qedge.edge.search.trial import Limits
+    from qedge.errors import InvalidJob
+
+    changes = {name: value for name, value in (("trials", trials), ("seed", seed)) if value is not None}
+    if (job is None) == (resume is None) or (resume and (changes or latency_ms or size_kb)):
+        raise InvalidJob("give either a search file, with limits or without, or --resume SEARCH")
+    asked = EdgeSearch.load(Path(job), changes) if job else None
+    limits = Limits.asked(latency_ms, size_kb)
+    found: EdgeSearchResult = search(
+        asked,
+        limits,
+        going_on=resume,
+        settings=context.settings,
+        told=lambda line: context.console.print(line, highlight=False, soft_wrap=True),
+    )
+    show_front(context.console, found.points, found.best.number)
+    named = f"version {found.version}" if found.version else "the registry does not answer; --resume publishes it"
+    context.console.print(f"{found.model}: trial {found.best.number} is best, {named}; {found.front}", highlight=False, soft_wrap=True)
+    return found.plain()
 
 
 def _on_ladder(context: Context, served: ModelFolder, version: ModelVersion, required: str) -> ModelFolder:

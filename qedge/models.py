@@ -74,11 +74,11 @@ def _mlp(model: Model, features: int, classes: int) -> nn.Module:
 
 
 def _cnn(model: Model, features: int, classes: int) -> nn.Module:
-    """3x3 convolutions, each with ReLU and, while the image has two rows and columns, 2x2 max-pooling; then one linear layer."""
+    """Convolutions, each with ReLU and, while the image has two rows and columns, 2x2 max-pooling; then one linear layer."""
     depth, height, width = _image(model, features)
     layers: list[nn.Module] = [nn.Unflatten(1, (depth, height, width))]
     for channels in model.channels:
-        layers += [nn.Conv2d(depth, channels, 3, padding=1), nn.ReLU()]
+        layers += [nn.Conv2d(depth, channels, model.kernel_size, padding=model.kernel_size // 2), nn.ReLU()]
         if min(height, width) >= 2:
             layers.append(nn.MaxPool2d(2))
             height, width = height // 2, width // 2

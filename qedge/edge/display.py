@@ -9,9 +9,11 @@ from rich.console import Console
 
 from qedge.display import table
 from qedge.edge.card import Card, RungCard
+from qedge.search.space import shown
 
 if TYPE_CHECKING:
     from qedge.edge.compression.table import Row
+    from qedge.edge.search.front import Point
 
 
 def show_card(console: Console, card: Card) -> None:
@@ -58,6 +60,19 @@ def show_compressed(console: Console, rows: Sequence[Row]) -> None:
     """What each step of a compression came to."""
     columns = ("network", "accuracy", "points lost (95 %)", "weights", "file", "packed", "p50 ms")
     table(console, "rows that none of them was trained by here", columns, [_compressed(row) for row in rows])
+
+
+def show_front(console: Console, points: Sequence[Point], best: int) -> None:
+    """The trials of an edge search that no other beats, fastest first, and how many there were."""
+    rows = [_point(one, one.number == best) for one in sorted(points, key=lambda one: one.p50_ms) if one.on_front]
+    columns = ("trial", "accuracy (95 %)", "p50 ms", "file", "network and rung")
+    table(console, f"{len(rows)} of {len(points)} trials are beaten by none; accuracy on rows that nothing was decided by", columns, rows)
+
+
+def _point(one: Point, best: bool) -> tuple[str, ...]:
+    accuracy = f"{one.accuracy:.4f} ({one.interval[0]:.3f}-{one.interval[1]:.3f})"
+    name = f"{one.number}{' (best)' if best else ''}"
+    return (name, accuracy, f"{one.p50_ms:.4f}", size(one.file_bytes), shown(one.values) + (f"\nover: {one.over}" if one.over else ""))
 
 
 def _compressed(row: Row) -> tuple[str, ...]:

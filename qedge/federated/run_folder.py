@@ -33,7 +33,11 @@ from qedge.storage import storage_errors, sync_folder, write_atomically
 Json = dict[str, JsonValue]
 KEY_BYTES = 32
 JOB, QUERY = "job.json", "query.json"
-AT_ONCE = {"quantum.json": "a quantum job", "compression.json": "a compression"}  # what is carried out at once, without rounds
+AT_ONCE = {
+    "quantum.json": "a quantum job",
+    "compression.json": "a compression",
+    "edge_trial.json": "a trial of an edge search",
+}  # what is carried out at once, without rounds
 
 
 class RunFolder:

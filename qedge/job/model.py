@@ -15,7 +15,8 @@ class Model(Part):
 
     kind: str
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="mlp: units of each hidden layer")
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(8, 16), description="cnn: channels of each 3x3 convolution")
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(8, 16), description="cnn: channels of each convolution")
+    kernel_size: Literal[1, 3, 5, 7] = Field(default=3, description="cnn: rows and columns of each convolution")
     image: tuple[int, int, int] | None = Field(default=None, description="cnn: channels, height, width of a row")
     qubits: int = Field(default=6, ge=1, le=12, description="hybrid: wires of the quantum layer")
     layers: int = Field(default=3, ge=1, le=100, description="hybrid: layers of rotations and CNOT ring")
@@ -31,7 +32,7 @@ class Model(Part):
     @model_validator(mode="after")
     def _fits(self) -> Model:
         takes = _TAKES.get(self.kind, ("options",))
-        for key in ("hidden", "channels", "image", *_HYBRID, "options"):
+        for key in ("hidden", "channels", "kernel_size", "image", *_HYBRID, "options"):
             if key not in takes and getattr(self, key) != Model.model_fields[key].get_default(call_default_factory=True):
                 raise InvalidJob(f"model: '{self.kind}' takes no '{key}'; accepted: {', '.join(takes) or 'kind alone'}")
         if self.kind == "mlp" and not self.hidden:
@@ -40,4 +41,4 @@ class Model(Part):
 
 
 _HYBRID = ("qubits", "layers", "embedding", "reupload")
-_TAKES: dict[str, tuple[str, ...]] = {"linear": (), "mlp": ("hidden",), "cnn": ("channels", "image"), "hybrid": _HYBRID}
+_TAKES: dict[str, tuple[str, ...]] = {"linear": (), "mlp": ("hidden",), "cnn": ("channels", "kernel_size", "image"), "hybrid": _HYBRID}

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
-from qedge import __version__
 from qedge.audit import receipt
-from qedge.audit.canonical import digest
 from qedge.data.labelled import Labelled
 from qedge.errors import HomeUnusable, InvalidConfig
-from qedge.federated.run_folder import data_digest
 from qedge.quantum.qsvm.fitted import FILES, fit
 from qedge.quantum.qsvm.job import QSVM
 from qedge.quantum.result import Result
 from qedge.records import Records
+from qedge.runs.plain_receipt import issue_plain
 
 TRUST_MODEL = "Whoever has the model's files has the training rows that it contains: keep them where those rows may be kept."
 
@@ -44,7 +41,7 @@ def keep(job: QSVM, table: Labelled, studied: Result, run: str, records: Records
     try:
         making.mkdir(mode=0o700)
         machine.save(making)
-        receipt.issue(_body(job, table, run, records, making, kept), records.keys).write(making / receipt.FILE)
+        _issue(job, table, run, records, making, kept).write(making / receipt.FILE)
         making.rename(folder)
     except OSError as error:
         raise HomeUnusable(f"{folder} cannot be written: {error.strerror}", path=str(folder)) from error
@@ -54,32 +51,12 @@ def keep(job: QSVM, table: Labelled, studied: Result, run: str, records: Records
     return kept
 
 
-def _body(job: QSVM, table: Labelled, run: str, records: Records, making: Path, kept: int) -> receipt.Body:
-    prints = frozenset(records.keys.mac("fingerprint", message).hex() for message in table.identity)
-    ledger, log = records.ledger.head(), records.log.head()
+def _issue(job: QSVM, table: Labelled, run: str, records: Records, making: Path, kept: int) -> receipt.Receipt:
     contained = receipt.Use(
         what="contains training rows",
         covered="NOT COVERED",
         note=f"{kept} of {len(table.labels)} rows, as principal components, from which their features follow",
     )
-    return receipt.Body(
-        model=Path(job.data).stem,
-        run=run,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        code_version=__version__,
-        job=digest({"job": repr(job.model_dump(mode="json"))}),
-        artifacts=receipt.artifact_digests(making, FILES),
-        data=receipt.Data(
-            source=Path(job.data).name,
-            unit="example",
-            relation="zero-out",
-            clients=len(table.labels),
-            fingerprint=data_digest(prints, records.keys),
-            labels="found in the data",
-        ),
-        privacy=receipt.NO_GUARANTEE,
-        uses=(receipt.Use(what="training", covered="NOT COVERED"), contained),
-        trust_model=TRUST_MODEL,
-        ledger=receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
-        log=receipt.HeadOf(seq=log.seq, hash=log.hash),
-    )
+    uses = (receipt.Use(what="training", covered="NOT COVERED"), contained)
+    artifacts = receipt.artifact_digests(making, FILES)
+    return issue_plain(Path(job.data).stem, run, job.model_dump(mode="json"), job.data, table, uses, TRUST_MODEL, artifacts, records)

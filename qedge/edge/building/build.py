@@ -18,7 +18,7 @@ import onnx
 from qedge.audit import receipt
 from qedge.edge.building import floats, graph, integers, nbits
 from qedge.edge.building.choice import agreement, answers, best
-from qedge.edge.calibration import Calibration, Taken
+from qedge.edge.calibration import Calibration, Labelled, Taken
 from qedge.edge.card import FILE as CARD
 from qedge.edge.card import Accuracy, Card, RungCard
 from qedge.edge.hardware import this_machine
@@ -53,7 +53,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class _Made:
+class Made:
     """A rung's files in the folder, how they came to be, and what answers as they do."""
 
     files: tuple[str, ...]
@@ -96,7 +96,7 @@ def build(asked: Asked, source: Path, into: Path, records: Records, told: Told =
 
 def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, told: Told) -> Card:
     """Every rung's files in `folder`, and the card of them, not yet measured."""
-    clean = graph.named(graph.with_matmul(graph.named(graph.cleaned(model))))
+    clean = cleaned_graph(model)
     features, _ = graph.width_of(model)
     held = asked.calibration.held
     graph.write(clean, folder, "fp32")
@@ -105,7 +105,7 @@ def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, tol
     cards = []
     for rung in asked.rungs:
         told(rung)
-        made = _make(rung, clean, asked, reference, folder)
+        made = make_rung(rung, clean, asked.calibration.fitting, reference, folder)
         found = answers(made.runner, held.rows)
         made.runner.close()
         if not np.isfinite(found).all():
@@ -131,10 +131,22 @@ def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, tol
     )
 
 
-def _make(rung: RungName, clean: onnx.ModelProto, asked: Asked, reference: OnnxRunner, folder: Path) -> _Made:
+def cleaned_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph that rungs are made from: constants folded, what is not needed gone, Gemm as MatMul and Add."""
+    return graph.named(graph.with_matmul(graph.named(graph.cleaned(model))))
+
+
+def make_rung(rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference: OnnxRunner, folder: Path) -> Made:
+    """A rung's files in `folder`. clean: as `cleaned_graph` leaves it; rows: to make it by; reference: its FP32 rung, loaded.
+
+    Raises:
+        UnfitGraph: a graph that the rung cannot be made of.
+    """
     if rung == "binary":
-        return _binary(clean, asked, reference, folder)
-    fitting, saturates = asked.calibration.fitting.rows, this_machine().saturates
+        from qedge.edge.building.binary import binary
+
+        return Made(*binary(clean, rows, reference, folder))
+    fitting, saturates = rows.rows, this_machine().saturates
     ways: Sequence[integers.Made]
     match rung:
         case "fp32":
@@ -147,14 +159,7 @@ def _make(rung: RungName, clean: onnx.ModelProto, asked: Asked, reference: OnnxR
             ways = nbits.nbits(clean, 4 if rung == "int4" else 2, fitting, saturates=saturates)
     chosen, how = best(ways, fitting, answers(reference, fitting)) if len(ways) > 1 else ways[0]
     files = graph.write(chosen, folder, rung)
-    return _Made(files, how, OnnxRunner.load(folder / f"{rung}.onnx"))
-
-
-def _binary(clean: onnx.ModelProto, asked: Asked, reference: Runner, folder: Path) -> _Made:
-    from qedge.edge.building.binary import binary
-
-    files, how, runner = binary(clean, asked.calibration.fitting, reference, folder)
-    return _Made(files, how, runner)
+    return Made(files, how, OnnxRunner.load(folder / f"{rung}.onnx"))
 
 
 def _sign(card: Card, parent: receipt.Receipt, public: bool, folder: Path, records: Records) -> None:

@@ -44,6 +44,49 @@ class Course:
                 raise EdgeError(f"{one.name} is {value}; accepted: {accepted}", given=value)
 
 
+class Training:
+    """A copy of a network that is trained a piece at a time, `course.steps` steps in all.
+
+    rows: [n, F]; labels: [n] places; masks: entries of parameters that stay zero. Without a teacher labels alone teach.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rows: torch.Tensor,
+        labels: torch.Tensor,
+        course: Course,
+        seed: int,
+        *,
+        teacher: nn.Module | None = None,
+        masks: Masks | None = None,
+    ) -> None:
+        self.module = copy.deepcopy(module).eval()
+        for parameter in self.module.parameters():
+            parameter.requires_grad_(True)
+        self._rows, self._labels, self._course = rows, labels, course
+        self._optimiser = torch.optim.Adam(self.module.parameters(), course.learning_rate)
+        self._falling = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimiser, max(1, course.steps))
+        self._taught = None if teacher is None else _answers(teacher, rows)
+        named = dict(self.module.named_parameters())
+        self._kept = [(named[name], mask.to(torch.float32)) for name, mask in (masks or {}).items()]
+        self._left = islice(_batches(len(rows), course.batch, torch.Generator().manual_seed(seed)), course.steps)
+
+    def advance(self, steps: int) -> None:
+        """So many steps more, or as many as are left."""
+        self.module.train()
+        for places in islice(self._left, steps):
+            self._optimiser.zero_grad()
+            guided = None if self._taught is None else self._taught[places]
+            torch.autograd.backward(loss(self.module(self._rows[places]), self._labels[places], self._course, guided))
+            self._optimiser.step()
+            self._falling.step()
+            with torch.no_grad():
+                for parameter, mask in self._kept:
+                    parameter.mul_(mask)
+        self.module.eval()
+
+
 def train(
     module: nn.Module,
     rows: torch.Tensor,
@@ -54,29 +97,10 @@ def train(
     teacher: nn.Module | None = None,
     masks: Masks | None = None,
 ) -> nn.Module:
-    """A copy that was trained on rows [n, F] and labels [n] (places); the same seed gives the same weights on one machine.
-
-    masks: entries of parameters that stay zero. Without a teacher labels alone teach.
-    """
-    student = copy.deepcopy(module).train()
-    for parameter in student.parameters():
-        parameter.requires_grad_(True)
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(student.parameters(), course.learning_rate)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, course.steps))
-    taught = None if teacher is None else _answers(teacher, rows)
-    kept = {name: mask.to(torch.float32) for name, mask in (masks or {}).items()}
-    named = dict(student.named_parameters())
-    for places in islice(_batches(len(rows), course.batch, generator), course.steps):
-        optimiser.zero_grad()
-        guided = None if taught is None else taught[places]
-        torch.autograd.backward(loss(student(rows[places]), labels[places], course, guided))
-        optimiser.step()
-        falling.step()
-        with torch.no_grad():
-            for name, mask in kept.items():
-                named[name].mul_(mask)
-    return student.eval()
+    """A copy that was trained to the end, as `Training` does; the same seed gives the same weights on one machine."""
+    training = Training(module, rows, labels, course, seed, teacher=teacher, masks=masks)
+    training.advance(course.steps)
+    return training.module
 
 
 def loss(logits: torch.Tensor, labels: torch.Tensor, course: Course, taught: torch.Tensor | None) -> torch.Tensor:
