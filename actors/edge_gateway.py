@@ -24,7 +24,7 @@ class EdgeGateway(EdgeNode):
     def __init__(
         self, name: str, budget_bytes: int, settings: Settings, followed: Sequence[Followed], key: bytes, every_s: float = EVERY_S
     ) -> None:
-        super().__init__(name, budget_bytes, ensure_home(settings.home))
+        super().__init__(name, budget_bytes, ensure_home(settings.home), covered_only=settings.edge.covered_only)
         cache = LadderCache(Registry(settings), settings.home / FOLDER, key)
         self._follower = Follower(cache, followed, self._serve)
         self._follower.begin()

@@ -48,9 +48,9 @@ class Beat:
 class EdgeNode:
     """An `EdgeEngine` on some node of the cluster. Ladders lie in folders of that node."""
 
-    def __init__(self, name: str, budget_bytes: int, home: Path | None = None) -> None:
+    def __init__(self, name: str, budget_bytes: int, home: Path | None = None, *, covered_only: bool = False) -> None:
         self._name, self._budget, self._home = name, budget_bytes, home
-        self._engine = EdgeEngine(budget_bytes, home=home, record=record)
+        self._engine = EdgeEngine(budget_bytes, home=home, record=record, covered_only=covered_only)
         self._cards: dict[str, Card] = {}
 
     def add(self, name: str, ladder: Path, requirement: Requirement | None = None, card: Card | None = None) -> str:

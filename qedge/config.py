@@ -29,7 +29,6 @@ class Serve(_Group):
     max_body_bytes: int = Field(default=4 * 2**20, ge=1024, description="largest request body; more is answered 413")
     max_batch_rows: int = Field(default=4096, ge=1, description="most rows in one request")
     replicas: int = Field(default=1, ge=1, description="replicas of the inference deployment")
-    edge_bytes: int = Field(default=256 * 2**20, ge=1, description="most that rungs of ladders may take of a replica's memory")
 
 
 class Cluster(_Group):
@@ -47,6 +46,13 @@ class Ledger(_Group):
     open_by_job: bool = Field(default=True, description="a first private job opens its data's scope; false: `qedge budget set` first")
 
 
+class Edge(_Group):
+    """Ladders for small machines."""
+
+    replica_bytes: int = Field(default=256 * 2**20, ge=1, description="most that rungs may take of the memory of a replica on Serve")
+    covered_only: bool = Field(default=False, description="answer by no rung that owes to rows which nothing covers")
+
+
 class Settings(_Group):
     """All settings of one invocation."""
 
@@ -58,6 +64,7 @@ class Settings(_Group):
     serve: Serve = Serve()
     cluster: Cluster = Cluster()
     ledger: Ledger = Ledger()
+    edge: Edge = Edge()
 
     @property
     def mlflow_uri(self) -> str:

@@ -22,9 +22,13 @@ def examine(settings: Settings) -> dict[str, object]:
         except importlib.metadata.PackageNotFoundError:
             missing.append(package)
     if "onnxruntime" not in missing:
-        import onnxruntime
+        from qedge.edge.hardware import this_machine
 
-        found["execution providers"] = ", ".join(onnxruntime.get_available_providers())
+        machine = this_machine()
+        found["processor"] = machine.processor
+        found["instruction sets"] = ", ".join(machine.features) or "none that matter here"
+        found["8-bit products"] = "may saturate: weights are quantised to 7 bits" if machine.saturates else "exact"
+        found["execution providers"] = ", ".join(machine.providers)
     found["cores"] = len(os.sched_getaffinity(0))
     found["memory, GiB"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     found["home"] = str(settings.home)

@@ -73,13 +73,15 @@ def build(context: Context, model: str, calibration: str, label: str, validation
 @command(edge)
 @taking_model
 @click.option("--rows", metavar="TABLE", help="Rows with the model's columns, to measure by; default: rows drawn at random.")
-def measure(context: Context, model: str, rows: str | None) -> Facts:
+@click.option("--provider", metavar="NAME", help="Execution provider to run rungs by; default: each rung's fastest here.")
+def measure(context: Context, model: str, rows: str | None, provider: str | None) -> Facts:
     """Measure every rung on this machine: latency, memory, load time, CPU."""
     from qedge.edge.measurement import measure as measure_ladder
     from qedge.edge.node import keep_card
 
     ladder = _ladder(context, model)
-    card = measure_ladder(ladder, _rows(ladder, rows), lambda rung: context.console.print(f"measuring {rung}"))
+    given = _rows(ladder, rows)
+    card = measure_ladder(ladder, given, lambda rung: context.console.print(f"measuring {rung}"), provider=provider)
     keep_card(context.settings.home, ladder.id, card)
     return _shown(context, ladder, card)
 
@@ -119,7 +121,7 @@ def run(context: Context, model: str, rows: str, required: str, memory: str, exp
     asked, budget = Requirement.parse(required), bytes_of(memory)
     ladder = _ladder(context, model)
     given = _rows(ladder, rows)
-    with EdgeEngine(budget, home=context.settings.home) as engine:
+    with EdgeEngine(budget, home=context.settings.home, covered_only=context.settings.edge.covered_only) as engine:
         engine.add(ladder.card.model, ladder, asked)
         answer = engine.infer(ladder.card.model, given)
         why = engine.explain(ladder.card.model)
@@ -135,6 +137,45 @@ def run(context: Context, model: str, rows: str, required: str, memory: str, exp
         context.console.print(str(why), highlight=False)
     passed = {str(rung): reason for rung, reason in why.choice.passed.items()}
     return values | {"rows": len(given), "bytes": took, "labels": answer.label, "probability": probability, "passed_over": passed}
+
+
+@command(edge)
+@taking_model
+@click.option("--rows", required=True, metavar="TABLE", help="Rows that no rung was made by: the model's columns, and labels.")
+@click.option("--label", default="label", show_default=True, metavar="COLUMN", help="The column of labels.")
+@click.option("--lost", default=0.003, show_default=True, metavar="SHARE", help="Most accuracy that may be lost, of the dearer rung's.")
+@click.option("--public", is_flag=True, help="Declare these rows public; else the receipt says that nothing covers their use.")
+def cascade(context: Context, model: str, rows: str, label: str, lost: float, public: bool) -> Facts:
+    """Fit a cascade for this machine: a cheap rung first, a dearer one for the rows that it is unsure of."""
+    from qedge.display import facts
+    from qedge.edge.building.choice import answers
+    from qedge.edge.calibration import Taken, read_rows
+    from qedge.edge.cascade import fit_best
+    from qedge.edge.node import keep_cascade, own_card
+    from qedge.records import Records
+
+    ladder, home = _ladder(context, model), context.settings.home
+    records = Records.open(home)
+    given, identity = read_rows(rows, label, Taken(ladder.card.columns, ladder.card.labels, ladder.card.standardised))
+    prints = frozenset(records.keys.mac("fingerprint", message).hex() for message in identity)
+    if prints:
+        records.ledger.refuse_without_privacy(prints)
+        records.ledger.record_without_privacy(f"cascade of {ladder.card.model}/{ladder.card.version}", prints)
+    card = own_card(ladder, home)
+    answered = {one.rung: answers(ladder.load(one.rung), given.rows) for one in card.rungs}
+    found = fit_best(card, answered, given.labels, most_lost=lost)
+    keep_cascade(home, ladder, found, "public by declaration" if public else "NOT COVERED", records)
+    records.log.append("edge.cascade", model=ladder.card.model, version=ladder.card.version, cheap=found.cheap, dear=found.dear)
+    low, high = (100 * one for one in found.lost_interval)
+    told: Facts = {
+        "first": found.cheap,
+        "for unsure rows": f"{found.dear}, {found.share:.1%} of {found.rows}",
+        "accuracy": f"{found.accuracy:.4f}",
+        "points lost": f"{100 * found.lost:.2f} (95 % interval {low:.2f} to {high:.2f})",
+        "ms a row": f"{found.cost_ms:.4g}, where {found.dear} alone takes {found.dear_ms:.4g}",
+    }
+    facts(context.console, "used from now on wherever this home's ladder is", told)
+    return {"model": ladder.card.model, "version": ladder.card.version, **found.model_dump(mode="json")}
 
 
 def training(function: Command) -> Command:

@@ -53,6 +53,7 @@ class Plan(BaseModel):
     max_body_bytes: int
     max_batch_rows: int
     edge_bytes: int
+    covered_only: bool
     home: str
 
 
@@ -77,7 +78,7 @@ class Inference:
         """Follow a new plan. Never raises for a model: Serve would take the whole replica down for it."""
         plan = Plan.model_validate(config)
         self._server.max_body_bytes, self._server.max_batch_rows = plan.max_body_bytes, plan.max_batch_rows
-        self._edge = (plan.edge_bytes, Path(plan.home))
+        self._edge = (plan.edge_bytes, Path(plan.home), plan.covered_only)
         await asyncio.to_thread(self._server.serve, plan.models.values())
         self._plan = plan
 
@@ -86,8 +87,8 @@ class Inference:
         from actors.metrics import record
         from qedge.edge.engine import EdgeEngine
 
-        budget, home = self._edge
-        return EdgeEngine(budget, home=home, record=record)
+        budget, home, covered_only = self._edge
+        return EdgeEngine(budget, home=home, record=record, covered_only=covered_only)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_apps import open_inference
@@ -158,7 +159,7 @@ def refuse_unfit(model: ModelFolder, settings: Settings) -> None:
     if model.edge is not None:
         from serve_apps.edge_model import refuse_rungs
 
-        refuse_rungs(model, settings.home, settings.serve.edge_bytes)
+        refuse_rungs(model, settings.home, settings.edge)
         return
     if model.quantum is None:
         OnnxModel.load(model)
@@ -199,7 +200,8 @@ def _limits(settings: Settings) -> dict[str, object]:
         "generation": secrets.token_hex(8),
         "max_body_bytes": settings.serve.max_body_bytes,
         "max_batch_rows": settings.serve.max_batch_rows,
-        "edge_bytes": settings.serve.edge_bytes,
+        "edge_bytes": settings.edge.replica_bytes,
+        "covered_only": settings.edge.covered_only,
         "home": str(settings.home),
     }
 

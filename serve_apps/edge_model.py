@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import JsonValue
 
+from qedge.config import Edge
 from qedge.edge.engine import EdgeEngine, Explanation
 from qedge.edge.ladder import Ladder
 from qedge.edge.session import INPUT, OUTPUT
@@ -95,13 +96,13 @@ def opened(source: ModelFolder) -> Ladder:
     return ladder
 
 
-def refuse_rungs(source: ModelFolder, home: Path, budget_bytes: int) -> None:
+def refuse_rungs(source: ModelFolder, home: Path, settings: Edge) -> None:
     """Refuse a ladder none of whose rungs would do, before anything is started for it; home: where measured cards are kept.
 
     Raises:
         As `EdgeModel.load`.
     """
-    with EdgeEngine(budget_bytes, home=home) as engine:
+    with EdgeEngine(settings.replica_bytes, home=home, covered_only=settings.covered_only) as engine:
         EdgeModel.load(source, engine)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,15 +102,20 @@ def ladder(
     name: str = "m",
     features: int = 4,
     labels: tuple[str | int, ...] = LABELS,
+    uncovered: Collection[RungName] = (),
 ) -> tuple[Ladder, Card]:
-    """A signed ladder of these graphs in `folder`, its costs unknown, and a card of this machine with those told."""
+    """A signed ladder of these graphs in `folder`, its costs unknown, and a card of this machine with those told.
+
+    uncovered: rungs that were made by rows which nothing covers.
+    """
     folder.mkdir(parents=True)
     files = {rung: artifact_digests(folder, _written(model, folder, rung)) for rung, (model, _) in rungs.items()}
     filled = card({rung: told for rung, (_, told) in rungs.items()}, name=name, features=features, labels=labels, files=files)
     bare = filled.model_copy(update={"machine": None, "rungs": tuple(one.model_copy(update={"cost": None}) for one in filled.rungs)})
     (folder / "card.json").write_bytes(bare.content())
     for rung, listed in files.items():
-        issue(_body(name, listed), keys).write(folder / receipt_name(rung))
+        more = (Use(what=f"{rung}: choosing", covered="NOT COVERED"),) if rung in uncovered else ()
+        issue(_body(name, listed, more), keys).write(folder / receipt_name(rung))
     listed = artifact_digests(folder, ("card.json", *(receipt_name(rung) for rung in files)))
     issue(_body(name, listed), keys).write(folder / "receipt.json")
     return Ladder.open(folder, keys.public), filled
@@ -122,7 +128,7 @@ def _written(model: onnx.ModelProto | BinaryNetwork, folder: Path, rung: str) ->
     return ("binary.npz",)
 
 
-def _body(name: str, artifacts: dict[str, str]) -> Body:
+def _body(name: str, artifacts: dict[str, str], more: tuple[Use, ...] = ()) -> Body:
     return Body(
         model=name,
         run="run-1",
@@ -132,7 +138,7 @@ def _body(name: str, artifacts: dict[str, str]) -> Body:
         artifacts=artifacts,
         data=Data(source="test", unit="client", relation="zero-out", clients=2, fingerprint=_EMPTY, labels="declared"),
         privacy="no privacy guarantee",
-        uses=(Use(what="training", covered="public by declaration"),),
+        uses=(Use(what="training", covered="NOT COVERED"), *more),
         trust_model="a test",
         ledger=HeadOf(seq=0, hash=_EMPTY),
         log=HeadOf(seq=0, hash=_EMPTY),

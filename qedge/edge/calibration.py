@@ -24,7 +24,7 @@ class Taken:
     """What a model takes and names, by its graph: columns, labels, and whether callers standardise (`scale: local`)."""
 
     features: tuple[str, ...]
-    labels: tuple[str, ...] | tuple[int, ...]
+    labels: tuple[str | int, ...]
     standardised: bool
 
     @classmethod
@@ -76,9 +76,9 @@ def read(source: str, label: str, taken: Taken, held: str | None = None, *, seed
         InvalidCalibration: fewer rows than labels, or a label without rows to validate by.
         LabelMismatch: a label that the model does not know. DataNotFound, InvalidValue, DataError: as `tables.read`.
     """
-    rows, identity = _read(source, label, taken)
+    rows, identity = read_rows(source, label, taken)
     if held is not None:
-        kept, more = _read(held, label, taken)
+        kept, more = read_rows(held, label, taken)
         if set(more) & set(identity):
             raise InvalidCalibration(f"{held} is {source}: what rungs are made by cannot validate them", given=held)
         found = Calibration(rows, kept, identity + more)
@@ -94,7 +94,12 @@ def read(source: str, label: str, taken: Taken, held: str | None = None, *, seed
     return found
 
 
-def _read(source: str, label: str, taken: Taken) -> tuple[Labelled, tuple[bytes, ...]]:
+def read_rows(source: str, label: str, taken: Taken) -> tuple[Labelled, tuple[bytes, ...]]:
+    """The rows of a table, or of a built-in data set, as the model takes them, and what a ledger knows them by.
+
+    Raises:
+        InvalidCalibration, LabelMismatch, DataNotFound, InvalidValue, DataError: as `read`.
+    """
     if source in BUILT_IN:
         known = built_in.read(source)
         names, features, labels, vocabulary = tuple(known.ranges), known.features, known.labels, known.vocabulary

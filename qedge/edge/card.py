@@ -58,15 +58,17 @@ class Cost(_Part):
     """What a rung takes on one machine.
 
     latency: by batch size. pss_bytes: what loading it and answering adds to a process. cpu_s_per_1000: CPU seconds of 1000 calls with
-    one row, as a stand-in for energy. prepacked, threads: how it runs fastest there.
+    one row, as a stand-in for energy. provider, prepacked, threads: how it runs best there; tried: p50_ms of one row in each way to run it.
     """
 
     latency: dict[int, Latency]
     pss_bytes: int = Field(ge=0)
     load_ms: float = Field(ge=0)
     cpu_s_per_1000: float = Field(ge=0)
+    provider: str = "CPUExecutionProvider"
     prepacked: bool = False
     threads: int = Field(1, ge=1)
+    tried: dict[str, float] = Field(default_factory=dict)
 
 
 class RungCard(_Part):
@@ -188,4 +190,4 @@ def _plain(one: RungCard) -> dict[str, JsonValue]:
     return told | one.cost.latency[1].model_dump() | {"latency": latency} | {name: getattr(one.cost, name) for name in _TOLD}
 
 
-_TOLD = ("pss_bytes", "load_ms", "cpu_s_per_1000", "prepacked", "threads")
+_TOLD = ("pss_bytes", "load_ms", "cpu_s_per_1000", "provider", "prepacked", "threads", "tried")

@@ -12,8 +12,9 @@ NeurIPS 2023 (when deferral by confidence suffices).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qedge.edge.card import BATCHES, Card, Cost
 from qedge.edge.rung import Rows, RungName
 from qedge.edge.selector import Requirement
-from qedge.errors import EdgeError, InvalidCalibration
+from qedge.errors import EdgeError, InvalidCalibration, NoRungFits
 
 WORTH = 0.8  # of the dear rung's time for one row, at most, or the cascade stays off
 FOLDS = 5
@@ -63,6 +64,13 @@ class Cascade(BaseModel):
     def pays(self) -> bool:
         """Whether the card predicts a gain."""
         return self.cost_ms <= WORTH * self.dear_ms
+
+    def on(self, card: Card) -> Cascade:
+        """The same, its costs by this card; what it loses and passes on is of the rungs, not of a machine."""
+        cheap, dear = card[self.cheap].cost, card[self.dear].cost
+        assert cheap is not None
+        assert dear is not None
+        return self.model_copy(update={"cost_ms": cost_ms(cheap, dear, self.share), "dear_ms": dear.latency[1].p50_ms})
 
     def unsure(self, probabilities: Rows) -> npt.NDArray[np.bool_]:
         """Which rows [n] go on."""
@@ -109,6 +117,31 @@ def fit(card: Card, cheap: RungName, dear: RungName, answered: Answered, *, most
         rows=len(gap),
         cost_ms=cost_ms(costs[0], costs[1], share),
         dear_ms=costs[1].latency[1].p50_ms,
+    )
+
+
+def fit_best(card: Card, answered: Mapping[RungName, Rows], labels: Places, *, most_lost: float = 0.003) -> Cascade:
+    """Of all pairs of rungs the cascade that takes least time here, of those that pay; answered: probabilities of the same rows, by rung.
+
+    Raises:
+        NoRungFits: no pair pays; the nearest is named. And as `fit`.
+    """
+    fitted = []
+    for cheap, dear in permutations(answered, 2):
+        costs = card[cheap].cost, card[dear].cost
+        if costs[0] is not None and costs[1] is not None and costs[0].latency[1].p50_ms < costs[1].latency[1].p50_ms:
+            fitted.append(fit(card, cheap, dear, Answered(answered[cheap], answered[dear], labels), most_lost=most_lost))
+    paying = [one for one in fitted if one.pays]
+    if paying:
+        return max(paying, key=lambda one: (one.accuracy >= max(other.accuracy for other in paying) - most_lost, -one.cost_ms))
+    if not fitted:
+        raise NoRungFits(f"{card.model}: no cascade; accepted: two rungs or more, measured on this machine, one faster than another")
+    near = min(fitted, key=lambda one: one.cost_ms / one.dear_ms)
+    raise NoRungFits(
+        f"{card.model}: no cascade is worth having; nearest: {near.cheap}, then {near.dear} for {near.share:.1%} of rows, "
+        f"{near.cost_ms:.3g} ms a row where {near.dear} alone takes {near.dear_ms:.3g}",
+        model=card.model,
+        nearest=near.cheap,
     )
 
 

@@ -51,7 +51,9 @@ def _costs(one: RungCard) -> tuple[object, ...]:
     assert one.cost is not None
     single = one.cost.latency[1]
     times = [f"{value:.3f}" for value in (single.p50_ms, single.p95_ms, single.p99_ms)]
-    runs = ("prepacked" if one.cost.prepacked else "mapped") + (f", {one.cost.threads} threads" if one.cost.threads > 1 else "")
+    where = [] if one.cost.provider == "CPUExecutionProvider" else [one.cost.provider.removesuffix("ExecutionProvider")]
+    threads = [f"{one.cost.threads} threads"] if one.cost.threads > 1 else []
+    runs = ", ".join([*where, "prepacked" if one.cost.prepacked else "mapped", *threads])
     cpu = f"{1e3 * one.cost.cpu_s_per_1000:.0f}"
     return (one.rung, *times, size(one.cost.pss_bytes), f"{one.cost.load_ms:.1f}", cpu, runs, one.dominated_by or "")
 

@@ -15,8 +15,8 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,10 +27,10 @@ from qedge.edge.card import BATCHES, Card, Cost, RungCard
 from qedge.edge.cascade import Cascade, against
 from qedge.edge.ladder import Ladder
 from qedge.edge.memory import HOT_S, PATIENCE_S, Key, Memory, Resident
-from qedge.edge.node import own_card
+from qedge.edge.node import cascade_here, own_card
 from qedge.edge.rung import Rows, RungName, Runner
 from qedge.edge.selector import Choice, Load, Requirement, choose
-from qedge.errors import InvalidRequest, OverBudget, QEdgeError, UnknownModel, nearest
+from qedge.errors import InvalidRequest, OverBudget, PrivacyError, QEdgeError, UnknownModel, nearest
 from qedge.monitoring.metrics import ignore
 
 REVIEW_S = 1.0
@@ -86,6 +86,7 @@ class _Model:
     requirement: Requirement
     cascade: Cascade | None
     cascade_off: str
+    refused: dict[RungName, str]  # and what by rows that nothing covers
     lock: threading.RLock = field(default_factory=threading.RLock)  # to choose and load
     added: Explanation | None = None
     choice: Choice | None = None
@@ -107,8 +108,11 @@ class EdgeEngine:
         patience_s: float = PATIENCE_S,
         review_s: float = REVIEW_S,
         growing: Callable[[int], None] = lambda _: None,
+        covered_only: bool = False,
     ) -> None:
         """home: where measured cards are kept; record: takes metrics; patience_s: how long a load may wait for calls to end.
+
+        covered_only: never answer by a rung that owes to rows which nothing covers.
 
         growing: told before a load how many bytes it may map and take, and 0 after it.
 
@@ -117,6 +121,7 @@ class EdgeEngine:
         """
         self._memory = Memory(budget_bytes, patience_s=patience_s, evicted=self._evicted)
         self._home, self._record, self._review_s, self._growing = home, record, review_s, growing
+        self._covered_only = covered_only
         self._models: dict[str, _Model] = {}
         self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
@@ -140,18 +145,22 @@ class EdgeEngine:
     ) -> Explanation:
         """Answer for `name` by this ladder from now on; a call that has begun ends on the ladder that it began with.
 
-        card: of this machine; without it the kept one, or the rungs are measured now, which takes seconds for each.
+        card: of this machine; without it the kept one, or the rungs are measured now, which takes seconds for each. cascade: likewise.
 
         Raises:
             NoRungFits: no rung meets the requirement. OverBudget: none that does fits in the whole budget.
+            PrivacyError: every rung owes to rows that nothing covers, and this engine answers by none such.
             UnknownModel, Tampered: as `Ladder.open`. UnknownRung: the cascade is of rungs that the ladder has not.
         """
         opened = Ladder.open(ladder) if isinstance(ladder, Path) else ladder
-        filled = _cautious(own_card(opened, self._home, card))
+        refused = opened.uncovered() if self._covered_only else {}
+        filled = _covered(_cautious(own_card(opened, self._home, card)), refused)
         asked = requirement or Requirement()
         choice = choose(filled, asked, Load(self._memory.budget))
+        if cascade is None:
+            cascade = cascade_here(self._home, opened, filled, covered_only=self._covered_only)
         off = "" if cascade is None else against(cascade, filled, asked, self._memory.budget)
-        model = _Model(name, opened, filled, asked, None if off else cascade, off)
+        model = _Model(name, opened, filled, asked, None if off else cascade, off, refused)
         model.added = _explained(model, self._as_used(model, choice), Load(self._memory.budget))
         with self._naming:
             before, self._models[name] = self._models.get(name), model
@@ -312,7 +321,7 @@ class EdgeEngine:
         def make() -> Runner:
             self._growing(cost.pss_bytes + 2 * size + (cost.threads - 1) * _STACK_BYTES)  # files are mapped twice at times
             try:
-                runner = model.ladder.load(rung, prepacked=cost.prepacked, threads=cost.threads)
+                runner = model.ladder.load(rung, prepacked=cost.prepacked, threads=cost.threads, provider=cost.provider)
                 runner.run(np.zeros((1, features), np.float32))  # maps its weights, so that they are seen
             finally:
                 self._growing(0)
@@ -411,9 +420,20 @@ def _cautious(card: Card) -> Card:
     return card.model_copy(update={"rungs": rungs})
 
 
+def _covered(card: Card, refused: Mapping[RungName, str]) -> Card:
+    """The card without the rungs that are refused for what they owe to rows."""
+    kept = tuple(one for one in card.rungs if one.rung not in refused)
+    if not kept:
+        listed = "; ".join(f"{rung}: {what}" for rung, what in refused.items())
+        raise PrivacyError(f"{card.model}: every rung owes to rows that nothing covers, which is not accepted here ({listed})")
+    return card.model_copy(update={"rungs": kept})
+
+
 def _not_under(one: RungCard, cost: Cost) -> RungCard:
     return one.model_copy(update={"cost": cost.model_copy(update={"pss_bytes": max(cost.pss_bytes, one.file_bytes)})})
 
 
 def _explained(model: _Model, choice: Choice, load: Load) -> Explanation:
+    refused = {rung: f"it owes to rows that nothing covers: {what}" for rung, what in model.refused.items()}
+    choice = replace(choice, passed=choice.passed | refused)
     return Explanation(model.name, model.card.version, model.requirement, choice, load, model.cascade, model.cascade_off)

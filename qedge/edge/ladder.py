@@ -26,6 +26,7 @@ from qedge.edge.card import Card, RungCard
 from qedge.edge.rung import RungName, Runner
 from qedge.errors import ArtifactTampered, UnknownModel
 
+VALIDATING = "validating the rung"  # a use of rows, on the receipt of each rung
 _RUNNING: set[str] = set()  # runtimes that this process has loaded
 
 _TICK_NS = 10**9  # a file that changed within it may change again and not show it
@@ -61,12 +62,12 @@ class Ladder:
                 raise ArtifactTampered(f"{folder}: the receipt of {one.rung} is not of what the card lists", path=str(folder))
         return cls(folder, whole.id, card, receipts)
 
-    def load(self, rung: str, *, prepacked: bool | None = None, threads: int | None = None) -> Runner:
-        """A rung, verified and ready; prepacked, threads: as the card says unless given.
+    def load(self, rung: str, *, prepacked: bool | None = None, threads: int | None = None, provider: str | None = None) -> Runner:
+        """A rung, verified and ready; prepacked, threads, provider: as the card says unless given.
 
         Raises:
             UnknownRung: it is not in the ladder. ArtifactTampered: its files are not those on its receipt.
-            ModelError: it cannot be loaded.
+            EdgeError: an execution provider that this machine has not. ModelError: it cannot be loaded.
         """
         one = self.card[rung]
         self.check(one)
@@ -74,11 +75,24 @@ class Ladder:
             from qedge.edge.binary.network import BinaryNetwork
 
             return BinaryNetwork.load(self.folder / "binary.npz")
-        from qedge.edge.session import OnnxRunner
+        from qedge.edge.session import CPU, OnnxRunner
 
         asked = one.cost
         packs = prepacked if prepacked is not None else bool(asked and asked.prepacked)
-        return OnnxRunner.load(self.folder / f"{one.rung}.onnx", threads=threads or (asked.threads if asked else 1), prepacked=packs)
+        count, where = threads or (asked.threads if asked else 1), provider or (asked.provider if asked else CPU)
+        return OnnxRunner.load(self.folder / f"{one.rung}.onnx", threads=count, prepacked=packs, provider=where)
+
+    def uncovered(self) -> dict[RungName, str]:
+        """Rungs that owe to rows which nothing covers, beyond what their parent owes, and for what.
+
+        The receipt of a rung ends with its own uses of rows: how it was made, under its name, and its validation.
+        """
+        found: dict[RungName, str] = {}
+        for rung, issued in self.receipts.items():
+            own = [use for use in issued.uses if use.what.startswith((f"{rung}: ", VALIDATING)) and use.covered == "NOT COVERED"]
+            if own:
+                found[rung] = ", ".join(use.what.removeprefix(f"{rung}: ") for use in own)
+        return found
 
     def load_runtime(self, rung: str) -> None:
         """Load what any rung of its kind needs, once in a process: it is not the rung's own, and its bytes are not charged to it.

@@ -1,7 +1,8 @@
 """What each rung costs on this machine, measured in processes of their own: what one rung leaves behind, the next does not pay.
 
-First each way to run a rung is tried (weights as they lie in the file or prepacked, one thread or all): prepacking costs a copy of the
-weights, so it must be worth it. Then a fresh process loads the rung that way, and says what that took.
+First each way to run a rung is tried (the execution providers that the machine has, weights as they lie in the file or prepacked, one
+thread or all): prepacking costs a copy of the weights, so it must be worth it. Then a fresh process loads the rung that way, and says what
+that took.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from qedge.edge.card import BATCHES, Card, Cost, Latency
-from qedge.edge.hardware import this_machine
+from qedge.edge.hardware import providers, this_machine
 from qedge.edge.ladder import Ladder
 from qedge.edge.pss import pss_bytes
 from qedge.edge.rung import Rows, RungName, Runner
-from qedge.errors import Failed, InvalidCalibration
+from qedge.edge.session import CPU, refuse_provider
+from qedge.errors import Failed, InvalidCalibration, ModelError
 
 WORTH_PREPACKING = 0.95  # without it a rung must do at least this share of what it does with it
 WORTH_THREADS = 0.8  # of the time that one thread takes
@@ -32,14 +35,19 @@ _TURNS = 3
 Told = Callable[[RungName], None]
 
 
-def measure(ladder: Ladder, rows: Rows, told: Told = lambda _: None) -> Card:
+def measure(ladder: Ladder, rows: Rows, told: Told = lambda _: None, *, provider: str | None = None) -> Card:
     """The ladder's card with what each rung costs here. rows: [n, F], n >= 1, such as the model will be asked about; told: before each.
 
+    provider: to run all but BINARY; default: each rung's fastest of those that the machine has.
+
     Raises:
+        EdgeError: an execution provider that this machine has not.
         InvalidCalibration: rows of another width, none, or not finite. ArtifactTampered: as `Ladder.load`.
         Failed: a rung could not be run; what its process said.
     """
     refuse_rows(rows, ladder.card.features)
+    if provider is not None:
+        refuse_provider(provider)
     costs: dict[RungName, Cost] = {}
     with tempfile.TemporaryDirectory() as scratch:
         given = Path(scratch) / "rows.npy"
@@ -47,7 +55,7 @@ def measure(ladder: Ladder, rows: Rows, told: Told = lambda _: None) -> Card:
         for one in ladder.card.rungs:
             told(one.rung)
             ladder.check(one)
-            way = _in_process("choose", ladder.folder, one.rung, given)
+            way = _in_process("choose", ladder.folder, one.rung, given, *([provider] if provider else []))
             costs[one.rung] = Cost.model_validate(_in_process("cost", ladder.folder, one.rung, given, json.dumps(way)))
     return ladder.card.measured(costs, this_machine())
 
@@ -78,31 +86,71 @@ def _in_process(what: str, folder: Path, rung: str, rows: Path, *more: str) -> d
     return found
 
 
-def choose(ladder: Ladder, rung: str, rows: Rows) -> dict[str, object]:
-    """How the rung runs best here: `prepacked` and `threads`, by turns at one row and at the largest batch."""
-    cores = this_machine().cores
-    ways = [(prepacked, threads) for prepacked in (False, True) for threads in sorted({1, cores})]
-    if rung == "binary":
-        ways = [(False, 1)]
-    runners = {way: ladder.load(rung, prepacked=way[0], threads=way[1]) for way in ways}
-    times = {(way, batch): math.inf for way in ways for batch in (1, max(BATCHES))}
+class Way(NamedTuple):
+    """How a rung may be run."""
+
+    provider: str
+    prepacked: bool
+    threads: int
+
+    def __str__(self) -> str:
+        kind = self.provider.removesuffix("ExecutionProvider")
+        return f"{kind}, {'prepacked' if self.prepacked else 'mapped'}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+
+def choose(ladder: Ladder, rung: str, rows: Rows, provider: str | None = None) -> dict[str, object]:
+    """How the rung runs best here, and the p50_ms of one row in each way: by turns at one row and at the largest batch.
+
+    provider: to be used; default: of all that the machine has, each that can run the rung.
+    """
+    runners = dict(_runners(ladder, rung, provider))
+    if not runners:
+        raise Failed(f"{rung}: no execution provider of this machine can run it", rung=rung)
+    times = {(way, batch): math.inf for way in runners for batch in (1, max(BATCHES))}
     for _ in range(_TURNS):
         for way, batch in times:
             times[way, batch] = min(times[way, batch], float(np.median(_calls(runners[way], _batch(rows, batch), 0.15))))
+    found = _worth(times)
+    tried = {str(way): 1e3 * times[way, 1] for way in runners}
+    return {**found._asdict(), "tried": tried}
 
-    def pays(costly: tuple[bool, int], cheap: tuple[bool, int], share: float) -> bool:
+
+def _runners(ladder: Ladder, rung: str, provider: str | None) -> Iterator[tuple[Way, Runner]]:
+    """The rung loaded in each way that can be had; accelerators have their own threads and layouts."""
+    cores = this_machine().cores
+    for name in (CPU,) if rung == "binary" else (provider,) if provider else providers():
+        threads = sorted({1, cores}) if name == CPU and rung != "binary" else [1]
+        for prepacked in (False, True) if name == CPU and rung != "binary" else (False,):
+            for count in threads:
+                try:
+                    yield Way(name, prepacked, count), ladder.load(rung, prepacked=prepacked, threads=count, provider=name)
+                except ModelError:
+                    if name == CPU:
+                        raise
+
+
+def _worth(times: Mapping[tuple[Way, int], float]) -> Way:
+    """The fastest provider at one row; there all threads, or prepacking, only where they are worth what they take."""
+    ways = {way for way, _ in times}
+    provider = min(ways, key=lambda way: times[way, 1]).provider
+    here = {way for way in ways if way.provider == provider}
+    most = max(way.threads for way in here)
+    packs = any(way.prepacked for way in here)
+
+    def pays(costly: Way, cheap: Way, share: float) -> bool:
         return any(times[costly, batch] < share * times[cheap, batch] for batch in (1, max(BATCHES)))
 
-    threads = cores if (False, cores) in ways and times[(True, cores), 1] < WORTH_THREADS * times[(True, 1), 1] else 1
-    prepacked = (True, threads) in ways and pays((True, threads), (False, threads), WORTH_PREPACKING)
-    return {"prepacked": prepacked, "threads": threads}
+    many = most > 1 and times[Way(provider, packs, most), 1] < WORTH_THREADS * times[Way(provider, packs, 1), 1]
+    threads = most if many else 1
+    prepacked = packs and pays(Way(provider, True, threads), Way(provider, False, threads), WORTH_PREPACKING)
+    return Way(provider, prepacked, threads)
 
 
-def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -> Cost:
+def cost(ladder: Ladder, rung: str, rows: Rows, provider: str, prepacked: bool, threads: int, tried: dict[str, float]) -> Cost:
     """What loading and running the rung takes in this process, which should be fresh: what any rung needs is loaded before."""
     ladder.load_runtime(rung)
     before, began = pss_bytes(), time.perf_counter()
-    runner = ladder.load(rung, prepacked=prepacked, threads=threads)
+    runner = ladder.load(rung, prepacked=prepacked, threads=threads, provider=provider)
     load_ms = 1e3 * (time.perf_counter() - began)
     for batch in BATCHES:
         runner.run(_batch(rows, batch))
@@ -115,7 +163,8 @@ def cost(ladder: Ladder, rung: str, rows: Rows, prepacked: bool, threads: int) -
             cpu_s = 1000 * (time.process_time() - used) / len(taken)
         p50, p95, p99 = (float(value) for value in 1e3 * np.percentile(taken, (50, 95, 99)))
         latency[batch] = Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
-    return Cost(latency=latency, pss_bytes=pss, load_ms=load_ms, cpu_s_per_1000=cpu_s, prepacked=prepacked, threads=threads)
+    way = Way(provider, prepacked, threads)
+    return Cost(latency=latency, pss_bytes=pss, load_ms=load_ms, cpu_s_per_1000=cpu_s, tried=tried, **way._asdict())
 
 
 def _batch(rows: Rows, batch: int) -> Rows:
@@ -140,7 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     what, folder, rung, rows, *more = arguments
     ladder, given = Ladder.open(Path(folder)), np.load(rows)
     if what == "choose":
-        print(json.dumps(choose(ladder, rung, given)))
+        print(json.dumps(choose(ladder, rung, given, *more)))
     else:
         print(cost(ladder, rung, given, **json.loads(more[0])).model_dump_json())
 

@@ -14,8 +14,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
+from qedge.edge.hardware import providers
 from qedge.edge.rung import Rows
-from qedge.errors import Failed, ModelError
+from qedge.errors import EdgeError, Failed, ModelError, nearest
 
 INPUT, OUTPUT = "features", "probabilities"
 CPU = "CPUExecutionProvider"
@@ -60,8 +61,10 @@ class OnnxRunner:
         """The session of the graph at `path`, whose external data lie beside it.
 
         Raises:
+            EdgeError: this machine has no such execution provider.
             ModelError: ONNX Runtime cannot load it, or has no memory for it, or it is not of that form.
         """
+        refuse_provider(provider)
         try:
             session = onnxruntime.InferenceSession(str(path), options(threads, prepacked), providers=[provider])
         except _NOT_LOADED as error:
@@ -106,13 +109,24 @@ class OnnxRunner:
         return _Bound(binding, rows, answers)
 
 
+def refuse_provider(name: str) -> None:
+    """Refuse an execution provider that does not compute here.
+
+    Raises:
+        EdgeError: this machine has none of that name.
+    """
+    known = providers()
+    if name not in known:
+        raise EdgeError(f"this machine has no execution provider '{name}'; {nearest(name, known)}", given=name, expected=list(known))
+
+
 def warm_up() -> None:
     """Make a session of a graph that does nothing: what ONNX Runtime sets up once for a process is set up then."""
     onnxruntime.InferenceSession(_NOTHING, options(1, False), providers=[CPU])
 
 
 def options(threads: int, prepacked: bool) -> onnxruntime.SessionOptions:
-    """How a session is made: its own memory arena off, so that what it frees goes back."""
+    """How a session is made: with so many threads that do not spin, and with weights as they lie in the file unless prepacked."""
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = threads
     chosen.inter_op_num_threads = 1

@@ -14,9 +14,13 @@ from qedge.edge.building.build import MODEL, Asked, build
 from qedge.edge.building.graph import read as read_graph
 from qedge.edge.calibration import Calibration, Taken
 from qedge.edge.calibration import read as read_rows
+from qedge.edge.hardware import this_machine
 from qedge.edge.ladder import Ladder
+from qedge.edge.node import keep_card
 from qedge.edge.rung import RungName
 from qedge.records import Records
+from qedge.registry.registry import Registry
+from tests.edge_ladders import Told
 
 ONNX_RUNGS: tuple[RungName, ...] = ("fp32", "fp16", "int8", "int4", "int2")
 JOB = {
@@ -46,6 +50,14 @@ class Home:
     def asked(self, *rungs: RungName, public: bool = True) -> Asked:
         """These rungs of the model, by the digits."""
         return Asked("digits", "1", rungs or ONNX_RUNGS, self.calibration, public)
+
+    def attached(self, folder: Path, rungs: dict[RungName, Told]) -> Ladder:
+        """A new ladder of the version, kept with it, and said to have been measured here, with these costs."""
+        ladder = build(self.asked(*rungs), self.model, folder, self.records)
+        registry = Registry(self.settings)
+        registry.attach_ladder(registry.resolve("digits/1"), folder, ladder.id)
+        keep_card(self.settings.home, ladder.id, ladder.card.measured({rung: told.cost() for rung, told in rungs.items()}, this_machine()))
+        return ladder
 
 
 @pytest.fixture(scope="session")

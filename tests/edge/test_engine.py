@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
+from qedge.config import ensure_home
 from qedge.edge.card import Card
 from qedge.edge.cascade import Cascade
 from qedge.edge.engine import EdgeEngine
 from qedge.edge.ladder import Ladder
+from qedge.edge.rung import RungName
 from qedge.edge.selector import Requirement
-from qedge.errors import ArtifactTampered, EdgeError, InvalidRequest, NoRungFits, OverBudget, UnknownModel, UnknownRung
+from qedge.errors import ArtifactTampered, EdgeError, InvalidRequest, NoRungFits, OverBudget, PrivacyError, UnknownModel, UnknownRung
 from qedge.monitoring.metrics import row
 from qedge.security.keys import Keys
 from tests.edge_ladders import LABELS, Told, answer, graph, ladder
@@ -350,3 +353,23 @@ def test_a_process_that_serves_imports_no_torch_mlflow_pennylane_or_ray() -> Non
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_rungs_that_owe_to_rows_which_nothing_covers_are_refused_where_that_is_asked(tmp_path: Path) -> None:
+    keys = Keys.open(ensure_home(tmp_path / "home"))
+    rungs: dict[RungName, tuple[onnx.ModelProto, Told]] = {"fp32": (graph(1), Told()), "int8": (graph(2), Told(p95_ms=0.2))}
+    mixed, filled = ladder(tmp_path / "mixed", rungs, keys, uncovered=("int8",))
+    rows = np.ones((2, 4), np.float32)
+    with EdgeEngine(1 << 30) as free, EdgeEngine(1 << 30, covered_only=True) as strict:
+        assert free.add("m", mixed, card=filled).choice.rung == "int8"
+        why = strict.add("m", mixed, card=filled)
+        assert why.choice.rung == "fp32"
+        assert "nothing covers: choosing" in why.choice.passed["int8"]
+        assert "nothing covers" in str(strict.explain("m"))
+        assert strict.infer("m", rows).rung == "fp32"
+        none, card = ladder(tmp_path / "none", rungs, keys, uncovered=("int8", "fp32"))
+        with pytest.raises(PrivacyError, match="every rung"):
+            strict.add("n", none, card=card)
+        with pytest.raises(NoRungFits):
+            strict.add("m", mixed, Requirement(p95_ms=0.5), card=filled)
+        assert strict.infer("m", rows).rung == "fp32"  # what was served still is

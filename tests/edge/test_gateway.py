@@ -17,30 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qedge.config import Settings
 from qedge.edge.building.build import build
-from qedge.edge.ladder import Ladder
-from qedge.edge.node import keep_card
-from qedge.edge.rung import RungName
 from qedge.errors import EdgeError, UnknownModel
 from qedge.registry.following import Followed, Follower, Standing
 from qedge.registry.ladder_cache import Cached, LadderCache
 from qedge.registry.registry import Registry
 from tests.edge.conftest import Home
-from tests.edge_ladders import Told, card
+from tests.edge_ladders import Told
 from tests.endpoint import eventually, free_port
 
 ROWS = np.random.default_rng(0).random((3, 64), np.float32)
 MODEL = "digits@champion"
-
-
-def attached(home: Home, folder: Path, *rungs: RungName) -> Ladder:
-    """A new ladder of the version, kept with it, and said to have been measured here."""
-    ladder = build(home.asked(*rungs), home.model, folder, home.records)
-    registry = Registry(home.settings)
-    registry.attach_ladder(registry.resolve("digits"), folder, ladder.id)
-    costs = {one.rung: one.cost for one in card({rung: Told() for rung in rungs}).rungs}
-    assert all(costs.values())
-    keep_card(home.settings.home, ladder.id, ladder.card.measured(costs, card({"fp32": Told()}).machine))  # type: ignore[arg-type]
-    return ladder
 
 
 @contextmanager
@@ -77,13 +63,13 @@ def probabilities(url: str) -> np.ndarray:
 
 @pytest.mark.slow
 def test_it_answers_follows_the_registry_and_goes_on_while_that_is_away(home: Home, tmp_path: Path) -> None:
-    first = attached(home, tmp_path / "first", "fp32", "int8")
+    first = home.attached(tmp_path / "first", {"fp32": Told(), "int8": Told()})
     with gateway(home.settings.home) as (url, pid):
         assert eventually(lambda: state(url)["ladder"] == first.id)
         np.testing.assert_allclose(probabilities(url), first.load("fp32").run(ROWS), atol=1e-6)
         told = ask(url).json()["parameters"]
         assert (told["receipt"], told["rung_receipt"]) == (first.id, first.receipts[told["rung"]].id)
-        second = attached(home, tmp_path / "second", "fp32")
+        second = home.attached(tmp_path / "second", {"fp32": Told()})
         assert eventually(lambda: state(url)["ladder"] == second.id)
         assert ask(url).json()["parameters"]["receipt"] == second.id
         families = {one.name for one in text_string_to_metric_families(httpx.get(f"{url}/metrics", trust_env=False).text)}
@@ -98,7 +84,7 @@ def test_it_answers_follows_the_registry_and_goes_on_while_that_is_away(home: Ho
 
 @pytest.mark.slow
 def test_what_does_not_hold_is_never_served_and_what_was_served_still_is(home: Home, tmp_path: Path) -> None:
-    good = attached(home, tmp_path / "good", "fp32")
+    good = home.attached(tmp_path / "good", {"fp32": Told()})
     with gateway(home.settings.home) as (url, _):
         assert eventually(lambda: state(url)["ladder"] == good.id)
         registry = Registry(home.settings)
@@ -108,13 +94,13 @@ def test_what_does_not_hold_is_never_served_and_what_was_served_still_is(home: H
         assert eventually(lambda: state(url)["error"] is not None)
         assert state(url)["error"]["code"] == "tampered.artifact"  # type: ignore[index]
         assert ask(url).json()["parameters"]["receipt"] == good.id
-        attached(home, tmp_path / "mended", "fp32")
+        home.attached(tmp_path / "mended", {"fp32": Told()})
         assert eventually(lambda: state(url)["error"] is None)
 
 
 @pytest.mark.slow
 def test_requests_that_do_not_fit_are_problems(home: Home, tmp_path: Path) -> None:
-    attached(home, tmp_path / "ladder", "fp32")
+    home.attached(tmp_path / "ladder", {"fp32": Told()})
     with gateway(home.settings.home) as (url, _):
         assert eventually(lambda: ask(url).status_code == 200)
         assert ask(url, np.zeros((1, 3), np.float32)).json()["code"] == "request.invalid"
@@ -142,7 +128,7 @@ class TestFollower:
     """By itself: what it hands on, and what it says."""
 
     def test_a_refusal_to_serve_is_said_and_asked_again(self, home: Home, tmp_path: Path) -> None:
-        ladder = attached(home, tmp_path / "ladder", "fp32")
+        ladder = home.attached(tmp_path / "ladder", {"fp32": Told()})
         served: list[Cached] = []
 
         def serve(_: Followed, found: Cached) -> None:
@@ -160,7 +146,7 @@ class TestFollower:
         assert len(served) == 2  # what is served is not handed on again
 
     def test_an_unknown_model_is_said_and_the_others_are_served(self, settings: Settings, home: Home, tmp_path: Path) -> None:
-        attached(home, tmp_path / "ladder", "fp32")
+        home.attached(tmp_path / "ladder", {"fp32": Told()})
         cache = LadderCache(Registry(home.settings), tmp_path / "cache", home.records.keys.public)
         names: list[str] = []
         follower = Follower(cache, [Followed("nobody"), Followed(MODEL)], lambda one, _: names.append(one.name))

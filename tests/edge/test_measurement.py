@@ -11,11 +11,12 @@ from click.testing import CliRunner
 
 from qedge import TrainingJob, train
 from qedge.cli import main
-from qedge.edge.hardware import this_machine
+from qedge.edge.hardware import providers, this_machine
 from qedge.edge.ladder import Ladder
-from qedge.edge.measurement import measure
+from qedge.edge.measurement import Way, measure
 from qedge.edge.node import card_here, keep_card
-from qedge.errors import InvalidCalibration
+from qedge.edge.session import CPU
+from qedge.errors import EdgeError, InvalidCalibration
 from tests.edge.conftest import JOB, Home
 
 pytestmark = pytest.mark.slow
@@ -53,17 +54,36 @@ def test_a_card_of_another_machine_or_of_other_rungs_is_not_believed(built: Ladd
     assert card.is_of(this_machine())
     keep_card(tmp_path, built.id, card)
     assert card_here(tmp_path, built) == card
-    there = card.model_copy(update={"machine": this_machine().model_copy(update={"processor": "another"})})
-    keep_card(tmp_path, built.id, there)
-    assert card_here(tmp_path, built) == built.card
+    for another in ({"processor": "another"}, {"providers": (*providers(), "CUDAExecutionProvider")}):
+        there = card.model_copy(update={"machine": this_machine().model_copy(update=another)})
+        keep_card(tmp_path, built.id, there)
+        assert card_here(tmp_path, built) == built.card
     flattered = card.rungs[1].model_copy(update={"accuracy": card.rungs[1].accuracy.model_copy(update={"value": 1.0})})
     keep_card(tmp_path, built.id, card.model_copy(update={"rungs": (card.rungs[0], flattered, *card.rungs[2:])}))
     assert card_here(tmp_path, built) == built.card
 
 
+def test_each_way_to_run_a_rung_is_tried_and_the_card_says_which_is_used(built: Ladder) -> None:
+    card = measure(built, np.zeros((1, 64), np.float32), provider=CPU)
+    for one in card.rungs:
+        assert one.cost is not None
+        ways = {str(Way(CPU, prepacked, threads)) for prepacked in (False, True) for threads in {1, this_machine().cores}}
+        assert one.cost.tried.keys() == ways
+        assert str(Way(one.cost.provider, one.cost.prepacked, one.cost.threads)) in ways
+        assert all(p50_ms > 0 for p50_ms in one.cost.tried.values())
+
+
+def test_a_provider_that_is_not_here_is_refused_by_name(built: Ladder) -> None:
+    for run in (lambda: measure(built, np.zeros((1, 64), np.float32), provider="CPU"), lambda: built.load("fp32", provider="CPU")):
+        with pytest.raises(EdgeError, match="CPUExecutionProvider"):
+            run()
+    assert "AzureExecutionProvider" not in providers()  # which would send rows elsewhere
+
+
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
+        (["measure", "digits", "--provider", "TPU"], "edge.refused"),
         (["build", "digits", "--calibration", "digits", "--rungs", "fp32,int3"], "edge.unknown-rung"),
         (["build", "nobody", "--calibration", "digits"], "model.unknown"),
         (["build", "digits", "--calibration", "nowhere.csv"], "data.not-found"),

@@ -67,7 +67,7 @@ def test_what_no_rung_meets_or_does_not_hold_is_refused_and_what_was_served_stil
     url = deploy(cluster, served(found, Requirement()))
     with pytest.raises(NoRungFits, match="fp32"):
         deploy(cluster, served(found, Requirement(accuracy=0.99)))
-    small = cluster.model_copy(update={"serve": cluster.serve.model_copy(update={"edge_bytes": 1000})})
+    small = cluster.model_copy(update={"edge": cluster.edge.model_copy(update={"replica_bytes": 1000})})
     with pytest.raises(OverBudget):
         deploy(small, served(found, Requirement()))
     other = made(cluster, tmp_path / "other")

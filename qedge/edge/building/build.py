@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +23,23 @@ from qedge.edge.calibration import Calibration, Labelled, Taken
 from qedge.edge.card import FILE as CARD
 from qedge.edge.card import Accuracy, Card, RungCard
 from qedge.edge.hardware import this_machine
-from qedge.edge.ladder import Ladder, receipt_name
-from qedge.edge.rung import RungName, Runner
+from qedge.edge.ladder import VALIDATING, Ladder, receipt_name
+from qedge.edge.rung import Rows, RungName, Runner
 from qedge.edge.session import OnnxRunner
 from qedge.errors import EdgeError, HomeUnusable
 from qedge.records import Records, derive
 from qedge.storage import write_atomically
 
 MODEL = "model.onnx"
+NEED = 0.99  # of answers that must be FP32's, or weights are trained for the rung
+FEWEST = 20  # rows to judge that by
 Told = Callable[[RungName], None]
 _USES: dict[RungName, str | None] = {
     "fp32": None,
     "fp16": None,
     "int8": "calibrating ranges of activations, and choosing among quantisations",
-    "int4": "choosing among quantisations",
-    "int2": "choosing among quantisations",
+    "int4": "choosing among quantisations, and training weights for them where they lose",
+    "int2": "choosing among quantisations, and training weights for them where they lose",
     "binary": "training, by labels and by the model's answers",
 }
 
@@ -157,15 +160,33 @@ def make_rung(rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference:
             ways = integers.int8(clean, fitting, saturates=saturates)
         case _:
             ways = nbits.nbits(clean, 4 if rung == "int4" else 2, fitting, saturates=saturates)
-    chosen, how = best(ways, fitting, answers(reference, fitting)) if len(ways) > 1 else ways[0]
+    expected = answers(reference, fitting) if len(ways) > 1 else None
+    chosen, how = ways[0] if expected is None else best(ways, fitting, expected)
+    if expected is not None and rung in ("int4", "int2") and _agrees(chosen, fitting, expected) < NEED:
+        chosen, how = _with_fine_tuning(clean, 4 if rung == "int4" else 2, rows, ways, expected)
     files = graph.write(chosen, folder, rung)
     return Made(files, how, OnnxRunner.load(folder / f"{rung}.onnx"))
+
+
+def _agrees(model: onnx.ModelProto, rows: Rows, expected: Rows) -> float:
+    with tempfile.TemporaryDirectory() as scratch:
+        graph.write(model, Path(scratch), "tried")
+        return agreement(answers(OnnxRunner.load(Path(scratch) / "tried.onnx"), rows), expected)
+
+
+def _with_fine_tuning(clean: onnx.ModelProto, bits: int, rows: Labelled, ways: Sequence[integers.Made], expected: Rows) -> integers.Made:
+    """The best of the ways and of those that train weights for it, by the fifth of the rows that nothing was trained by."""
+    judging = np.arange(len(rows)) % 5 == 0
+    if judging.sum() < FEWEST:
+        return best(ways, rows.rows, expected)
+    learnt = nbits.fine_tuned_nbits(clean, bits, rows.part(np.flatnonzero(~judging)))
+    return best([*ways, *learnt], rows.rows[judging], expected[judging])
 
 
 def _sign(card: Card, parent: receipt.Receipt, public: bool, folder: Path, records: Records) -> None:
     """A receipt for each rung, and one for the card with all of those."""
     covered: receipt.Covered = "public by declaration" if public else "NOT COVERED"
-    validating = receipt.Use(what="validating the rung", covered=covered, note=f"{card.rungs[0].accuracy.rows} rows")
+    validating = receipt.Use(what=VALIDATING, covered=covered, note=f"{card.rungs[0].accuracy.rows} rows")
     listed = [CARD]
     write_atomically(folder / CARD, card.content(), mode=0o644)
     every: list[receipt.Use] = [validating]
