@@ -62,8 +62,18 @@ class Home:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Home:
-    """With a model that was trained there."""
-    place = ensure_home(tmp_path_factory.mktemp("edge") / "home")
+    """With a model that was trained there; no test gives it another version."""
+    return _trained(tmp_path_factory.mktemp("edge") / "home", empty_store)
+
+
+@pytest.fixture(scope="module")
+def own_home(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Home:
+    """One that a module has for itself, to register versions in."""
+    return _trained(tmp_path_factory.mktemp("own") / "home", empty_store)
+
+
+def _trained(place: Path, empty_store: Path) -> Home:
+    ensure_home(place)
     shutil.copy(empty_store / "mlflow.db", place)
     settings = load(home=place, environ={})
     result = train(TrainingJob.parse(JOB), backend="serial", settings=settings)

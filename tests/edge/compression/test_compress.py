@@ -28,26 +28,26 @@ from tests.edge.conftest import Home
 DIGITS = ("--rows", "digits", "--steps", "400")
 
 
-def call(home: Home, *arguments: str) -> dict[str, object]:
-    done = CliRunner().invoke(main, ["edge", *arguments, "--home", str(home.settings.home), "--json"])
+def call(own_home: Home, *arguments: str) -> dict[str, object]:
+    done = CliRunner().invoke(main, ["edge", *arguments, "--home", str(own_home.settings.home), "--json"])
     answer: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
-def folder(home: Home, told: dict[str, object]) -> Path:
-    return home.settings.home / "runs" / str(told["run"]) / "model"
+def folder(own_home: Home, told: dict[str, object]) -> Path:
+    return own_home.settings.home / "runs" / str(told["run"]) / "model"
 
 
-def runs(home: Home) -> set[str]:
-    return {path.name for path in (home.settings.home / "runs").iterdir()}
+def runs(own_home: Home) -> set[str]:
+    return {path.name for path in (own_home.settings.home / "runs").iterdir()}
 
 
 @pytest.mark.slow
-def test_half_of_the_units_are_gone_from_what_is_registered_as_a_challenger(home: Home, tmp_path: Path) -> None:
-    told = call(home, "compress", "digits@champion", "--prune", "0.5", "--structured", *DIGITS)
-    found = rebuilt(folder(home, told), "digits", home.records.keys.public)
+def test_half_of_the_units_are_gone_from_what_is_registered_as_a_challenger(own_home: Home, tmp_path: Path) -> None:
+    told = call(own_home, "compress", "digits@champion", "--prune", "0.5", "--structured", *DIGITS)
+    found = rebuilt(folder(own_home, told), "digits", own_home.records.keys.public)
     assert found.model.hidden == (32,)
-    registry = Registry(home.settings)
+    registry = Registry(own_home.settings)
     challenger = registry.resolve("digits@challenger")
     assert (challenger.version, challenger.receipt_id) == (told["version"], told["receipt"])
     assert registry.resolve("digits@champion").version == 1
@@ -55,36 +55,36 @@ def test_half_of_the_units_are_gone_from_what_is_registered_as_a_challenger(home
     assert last["parameters"] == 64 * 32 + 32 + 32 * 10 + 10 < parent["parameters"]
     assert last["file_bytes"] < 0.6 * parent["file_bytes"]
     assert last["accuracy"] > pruned["accuracy"] - 0.02
-    receipt = Receipt.read(folder(home, told) / "receipt.json")
-    verify(receipt, home.records.keys.public, folder(home, told))
-    assert receipt.parent == Receipt.read(home.model / "receipt.json").id
+    receipt = Receipt.read(folder(own_home, told) / "receipt.json")
+    verify(receipt, own_home.records.keys.public, folder(own_home, told))
+    assert receipt.parent == Receipt.read(own_home.model / "receipt.json").id
     assert [use.covered for use in receipt.uses[-2:]] == ["NOT COVERED", "NOT COVERED"]
     rows = built_in.read("digits").features[:50]
-    session = onnxruntime.InferenceSession(str(folder(home, told) / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(folder(own_home, told) / "model.onnx"))
     answered = session.run(["probabilities"], {"features": rows})[0]
-    again = call(home, "compress", f"digits/{told['version']}", "--prune", "0.5", "--structured", *DIGITS)
-    assert rebuilt(folder(home, again), "digits").model.hidden == (16,)
+    again = call(own_home, "compress", f"digits/{told['version']}", "--prune", "0.5", "--structured", *DIGITS)
+    assert rebuilt(folder(own_home, again), "digits").model.hidden == (16,)
     assert answered.shape == (50, 10)
 
 
 @pytest.mark.slow
-def test_weights_alone_make_a_file_smaller_only_packed(home: Home) -> None:
-    told = call(home, "compress", "digits@champion", "--prune", "0.8", "--public", *DIGITS)
+def test_weights_alone_make_a_file_smaller_only_packed(own_home: Home) -> None:
+    told = call(own_home, "compress", "digits@champion", "--prune", "0.8", "--public", *DIGITS)
     parent, _, last = told["table"]  # type: ignore[misc]
     assert last["parameters"] < 0.3 * parent["parameters"]
     assert last["file_bytes"] == parent["file_bytes"]
     assert last["packed_bytes"] < 0.6 * parent["packed_bytes"]
-    uses = Receipt.read(folder(home, told) / "receipt.json").uses
+    uses = Receipt.read(folder(own_home, told) / "receipt.json").uses
     assert uses[-1].covered == "public by declaration"
 
 
 @pytest.mark.slow
-def test_a_student_is_what_its_file_says(home: Home, tmp_path: Path) -> None:
+def test_a_student_is_what_its_file_says(own_home: Home, tmp_path: Path) -> None:
     (tmp_path / "student.yaml").write_text("kind: cnn\nchannels: [4]\nimage: [1, 8, 8]\n")
-    told = call(home, "distil", "--teacher", "digits@champion", "--student", str(tmp_path / "student.yaml"), *DIGITS)
-    found = rebuilt(folder(home, told), "digits")
+    told = call(own_home, "distil", "--teacher", "digits@champion", "--student", str(tmp_path / "student.yaml"), *DIGITS)
+    found = rebuilt(folder(own_home, told), "digits")
     assert (found.model.kind, found.model.channels) == ("cnn", (4,))
-    table = json.loads((folder(home, told).parent / "attached" / "table.json").read_bytes())
+    table = json.loads((folder(own_home, told).parent / "attached" / "table.json").read_bytes())
     assert [row["name"] for row in table] == ["parent", "student"]
     assert table[1]["accuracy"] > 0.7
 
@@ -98,16 +98,16 @@ def test_a_student_is_what_its_file_says(home: Home, tmp_path: Path) -> None:
         (("distil", "--teacher", "digits@champion", "--student", "nothing.yaml", *DIGITS), "job.invalid"),
     ],
 )
-def test_what_cannot_be_compressed_leaves_nothing(home: Home, arguments: tuple[str, ...], code: str) -> None:
-    before = runs(home)
-    assert call(home, *arguments)["error"]["code"] == code  # type: ignore[index]
-    assert runs(home) == before
+def test_what_cannot_be_compressed_leaves_nothing(own_home: Home, arguments: tuple[str, ...], code: str) -> None:
+    before = runs(own_home)
+    assert call(own_home, *arguments)["error"]["code"] == code  # type: ignore[index]
+    assert runs(own_home) == before
 
 
 @pytest.mark.parametrize(("text", "match"), [("hidden: [3]", "kind"), ("kind: mlp\nhidden: [0]", "hidden"), ("kind: mlp\nsize: 3", "size")])
-def test_a_student_that_is_none_is_refused_by_the_key(home: Home, tmp_path: Path, text: str, match: str) -> None:
+def test_a_student_that_is_none_is_refused_by_the_key(own_home: Home, tmp_path: Path, text: str, match: str) -> None:
     (tmp_path / "student.yaml").write_text(text)
-    told = call(home, "distil", "--teacher", "digits@champion", "--student", str(tmp_path / "student.yaml"), *DIGITS)
+    told = call(own_home, "distil", "--teacher", "digits@champion", "--student", str(tmp_path / "student.yaml"), *DIGITS)
     assert match in told["error"]["message"]  # type: ignore[index]
 
 
@@ -126,19 +126,19 @@ class TestNetwork:
     """A version's network, from its files."""
 
     @pytest.fixture
-    def copied(self, home: Home, tmp_path: Path) -> Path:
+    def copied(self, own_home: Home, tmp_path: Path) -> Path:
         place = tmp_path / "model"
         place.mkdir()
-        for path in home.model.iterdir():
+        for path in own_home.model.iterdir():
             (place / path.name).write_bytes(path.read_bytes())
         return place
 
-    def test_it_answers_as_the_graph_does(self, home: Home) -> None:
+    def test_it_answers_as_the_graph_does(self, own_home: Home) -> None:
         rows = built_in.read("digits").features[:40]
-        network = rebuilt(home.model, "digits", home.records.keys.public)
+        network = rebuilt(own_home.model, "digits", own_home.records.keys.public)
         with torch.no_grad():
             mine = torch.softmax(network.module(torch.from_numpy(network.scaled(rows))), 1).numpy()
-        session = onnxruntime.InferenceSession(str(home.model / "model.onnx"))
+        session = onnxruntime.InferenceSession(str(own_home.model / "model.onnx"))
         np.testing.assert_allclose(mine, session.run(["probabilities"], {"features": rows})[0], atol=1e-5)
 
     @pytest.mark.parametrize("name", ["card.json", "weights.safetensors"])
@@ -152,13 +152,13 @@ class TestNetwork:
 
     @pytest.mark.parametrize(("card", "match"), [({"kind": "pkg.mod:make"}, "your own code"), ({"kind": "mlp"}, "train it again")])
     def test_a_card_that_does_not_say_what_the_network_is_is_refused(
-        self, home: Home, copied: Path, card: dict[str, str], match: str
+        self, own_home: Home, copied: Path, card: dict[str, str], match: str
     ) -> None:
         (copied / "card.json").write_text(json.dumps(card))
-        parent = Receipt.read(home.model / "receipt.json")
-        derive(parent, [], artifact_digests(copied, tuple(parent.artifacts)), home.records).write(copied / "receipt.json")
+        parent = Receipt.read(own_home.model / "receipt.json")
+        derive(parent, [], artifact_digests(copied, tuple(parent.artifacts)), own_home.records).write(copied / "receipt.json")
         with pytest.raises(ModelError, match=match):
-            rebuilt(copied, "digits", home.records.keys.public)
+            rebuilt(copied, "digits", own_home.records.keys.public)
 
 
 def test_the_paired_interval_holds_the_true_difference_as_often_as_it_says() -> None:
