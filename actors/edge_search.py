@@ -24,7 +24,6 @@ from actors.cluster import connect
 from actors.nodes import HEAD, refuse_off_head
 from actors.tuning import SCRATCH, quiet_tune
 from qedge.config import Settings
-from qedge.data.labelled import read
 from qedge.edge.search.job import EdgeSearch
 from qedge.edge.search.trial import Limits, Outcome, Parts, Trial
 from qedge.errors import QEdgeError
@@ -136,7 +135,7 @@ class EdgeTrialActor(tune.Trainable):
         torch.set_num_threads(1)
         self.under_way = resume(search, Settings.model_validate_json(settings))
         asked = self.under_way.asked
-        self.parts = Parts.of(read(asked.source, asked.label), asked.seed)
+        self.parts = Parts.of(self.under_way.table(), asked.seed)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:

@@ -42,7 +42,9 @@ class Gateway:
         """
         self._key, self._plan = key, dict[str, ModelFolder]()
         self.metrics = Exported()
-        engine = EdgeEngine(budget_bytes, home=settings.home, record=self.metrics.record, covered_only=settings.edge.covered_only)
+        engine = EdgeEngine(
+            budget_bytes, home=settings.home, record=self.metrics.record, covered_only=settings.edge.covered_only, review_aside=True
+        )
         self.server = InferenceServer(
             max_body_bytes=settings.serve.max_body_bytes,
             max_batch_rows=settings.serve.max_batch_rows,

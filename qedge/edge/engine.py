@@ -109,10 +109,12 @@ class EdgeEngine:
         review_s: float = REVIEW_S,
         growing: Callable[[int], None] = lambda _: None,
         covered_only: bool = False,
+        review_aside: bool = False,
     ) -> None:
         """home: where measured cards are kept; record: takes metrics; patience_s: how long a load may wait for calls to end.
 
-        covered_only: never answer by a rung that owes to rows which nothing covers.
+        covered_only: never answer by a rung that owes to rows which nothing covers. review_aside: look at choices again, and load what is
+        better, in a thread beside the calls, not in one of them.
 
         growing: told before a load how many bytes it may map and take, and 0 after it.
 
@@ -121,7 +123,7 @@ class EdgeEngine:
         """
         self._memory = Memory(budget_bytes, patience_s=patience_s, evicted=self._evicted)
         self._home, self._record, self._review_s, self._growing = home, record, review_s, growing
-        self._covered_only = covered_only
+        self._covered_only, self._review_aside = covered_only, review_aside
         self._models: dict[str, _Model] = {}
         self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
@@ -204,7 +206,7 @@ class EdgeEngine:
         ended = time.perf_counter()
         self._calls.note(Call(name, answer.rung, len(rows), answer.escalated, ended - began, running))
         if ended > self._due:
-            self.review()
+            self._review()
         return answer
 
     def explain(self, name: str) -> Explanation:
@@ -253,6 +255,13 @@ class EdgeEngine:
                 self._choose_again(model)
         finally:
             self._reviewing.release()
+
+    def _review(self) -> None:
+        if not self._review_aside:
+            self.review()
+            return
+        self._due = time.perf_counter() + self._review_s  # so that one thread is started
+        threading.Thread(target=self.review, name="edge-review", daemon=True).start()
 
     def close(self) -> None:
         """Let go of every model."""

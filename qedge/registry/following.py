@@ -16,6 +16,7 @@ from qedge.registry.ladder_cache import Cached, LadderCache
 from qedge.registry.registry import split_reference
 
 EVERY_S = 10.0
+_IDLE_S = 600.0  # a ladder that another process of this node has just fetched is left to it
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,14 @@ class Follower:
         """Ask the registry once for every model; whatever fails leaves what is served as it is."""
         for one in self._followed:
             try:
-                found = self._cache.get(one.reference)
+                found = self._cache.get(one.reference, keep=False)
             except QEdgeError as error:
                 before = self._standing[one.reference]
                 self._standing[one.reference] = Standing(one.reference, before.version, before.ladder, False, time.time(), error)
             else:
                 self._take(one, found)
-        self._cache.prune()
+        if all(one.error is None for one in self.standing):  # else an older one goes on answering
+            self._cache.prune(_IDLE_S)
         return self.standing
 
     def start(self, every_s: float = EVERY_S) -> None:
@@ -129,6 +131,7 @@ class Follower:
         if (before.version, before.ladder) != (said.version, said.ladder):
             try:
                 self._serve(one, found)
+                self._cache.keep(one.reference, found)
             except QEdgeError as error:
                 said = Standing(one.reference, before.version, before.ladder, found.fresh, time.time(), error)
         self._standing[one.reference] = said

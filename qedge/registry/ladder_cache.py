@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ class LadderCache:
         """key: public, of whoever signs receipts; nothing else is ever put in place."""
         self._registry, self._folder, self._key = registry, folder, key
 
-    def get(self, reference: str) -> Cached:
-        """The ladder of the version that `NAME`, `NAME@alias` or `NAME/3` means now, or meant when the registry last answered.
+    def get(self, reference: str, *, keep: bool = True) -> Cached:
+        """The ladder of the version that `NAME`, `NAME@alias` or `NAME/3` means now, or what was kept for it when the registry is away.
+
+        keep: from now on this is what is kept; else whoever asks says so by `keep`, when it has turned out to answer.
 
         Raises:
             UnknownModel: there is no such version, or it has no ladder. RegistryUnavailable: it is away, and nothing is cached.
@@ -52,16 +55,29 @@ class LadderCache:
             place = self._place(version.ladder_id or "")
             with self._locked():
                 there = version.ladder_id is not None and place.is_dir()
-                if there:
-                    self._point(reference, version)
             if not there:
-                self._fetch(reference, version)
+                self._fetch(version)
         except RegistryUnavailable:
             found = self.cached(reference)
             if found is None:
                 raise
             return found
-        return Cached(Ladder.open(place, self._key), str(version.version), fresh=True)
+        found = Cached(Ladder.open(place, self._key), str(version.version), fresh=True)
+        if keep:
+            self.keep(reference, found)
+        return found
+
+    def keep(self, reference: str, found: Cached) -> None:
+        """Let this be what answers for the reference while the registry is away.
+
+        Raises:
+            StorageFull, HomeUnusable: it cannot be written.
+        """
+        content = json.dumps({"ladder": found.ladder.id, "model": found.ladder.card.model, "version": found.version}).encode()
+        pointer = self._pointer(reference)
+        with self._locked():
+            if not pointer.is_file() or pointer.read_bytes() != content:
+                write_atomically(pointer, content)
 
     def cached(self, reference: str) -> Cached | None:
         """What answered for this reference last; None where nothing did, or what there is does not hold any more."""
@@ -71,17 +87,21 @@ class LadderCache:
         except (OSError, ValueError, LookupError, TypeError, UnknownModel, ArtifactTampered):
             return None
 
-    def prune(self) -> int:
-        """Remove ladders that no reference means any more; how many. Those that are loaded go on answering from what is mapped."""
+    def prune(self, idle_s: float = 0.0) -> int:
+        """Remove ladders that are kept for no reference and were put in place so long ago; how many.
+
+        Those that are loaded go on answering from what is mapped.
+        """
         with self._locked():
-            meant = {_named_by(path) for path in self._folder.glob("*.json")}
-            unused = [path for path in (self._folder / "ladders").glob("*") if path.name not in meant]
+            meant, now = {_named_by(path) for path in self._folder.glob("*.json")}, time.time()
+            old = [path for path in (self._folder / "ladders").glob("*") if now - path.stat().st_ctime >= idle_s]
+            unused = [path for path in old if path.name not in meant]
             for path in unused:
                 shutil.rmtree(path, ignore_errors=True)
             return len(unused)
 
-    def _fetch(self, reference: str, version: ModelVersion) -> None:
-        """Put the version's ladder in place and let the reference mean it, once every file of it holds."""
+    def _fetch(self, version: ModelVersion) -> None:
+        """Put the version's ladder in place, once every file of it holds."""
         making = self._folder / f".{secrets.token_hex(8)}"
         with storage_errors(making):
             making.mkdir(mode=0o700)
@@ -98,15 +118,8 @@ class LadderCache:
             with self._locked(), storage_errors(place):
                 if not place.exists():
                     (making / "ladder").rename(place)
-                self._point(reference, version)
         finally:
             shutil.rmtree(making, ignore_errors=True)
-
-    def _point(self, reference: str, version: ModelVersion) -> None:
-        content = json.dumps({"ladder": version.ladder_id, "model": version.name, "version": version.version}).encode()
-        pointer = self._pointer(reference)
-        if not pointer.is_file() or pointer.read_bytes() != content:
-            write_atomically(pointer, content)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

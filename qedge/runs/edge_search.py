@@ -31,9 +31,9 @@ from qedge.edge.card import wilson
 from qedge.edge.search.front import Point, best, front, nearest, picture
 from qedge.edge.search.job import EdgeSearch, network, rung_of
 from qedge.edge.search.trial import Limits, Outcome, Parts, load_rung, median_ms
-from qedge.errors import CheckpointTampered, Failed, InvalidCalibration, NoRungFits, RegistryUnavailable, UnknownRun
+from qedge.errors import CheckpointTampered, Failed, InvalidCalibration, NoRungFits, RegistryUnavailable, ScopeConflict, UnknownRun
 from qedge.errors import nearest as nearest_name
-from qedge.federated.run_folder import Json, RunFolder, mapping
+from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping
 from qedge.network import CARD, WEIGHTS, network_card
 from qedge.records import Records
 from qedge.registry.publisher import publish
@@ -83,6 +83,18 @@ class EdgeSearchUnderWay:
         self.asked = EdgeSearch.parse(mapping(record["asked"]))
         self.limits = Limits(**mapping(record["limits"]))  # type: ignore[arg-type]
         self.created_ms = int(str(record["created_ms"]))
+        self._data = str(record["data"])
+
+    def table(self) -> Table:
+        """The rows, which must be those that the search began with.
+
+        Raises:
+            ScopeConflict: they are others. And as `labelled.read`.
+        """
+        table, records = read(self.asked.source, self.asked.label), Records.open(self.settings.home)
+        if _digest(table, records) != self._data:
+            raise ScopeConflict(f"{self.asked.source} has other rows now than search {self.id} began with; begin a new one", search=self.id)
+        return table
 
     def folder(self, number: int) -> Path:
         """Of a trial."""
@@ -105,11 +117,11 @@ class EdgeSearchUnderWay:
         with locked(self.path / "lock", timeout_s=_LOCK_TIMEOUT_S):
             outcomes = [found for number in range(1, self.asked.trials + 1) if (found := self.outcome(number)) is not None]
             ended = {how: sum(one.ended == how for one in outcomes) for how in _STATUS}
-            points = self._kept() or self._measured(outcomes, told)
+            table = self.table()
+            points = self._kept() or self._measured(outcomes, table, told)
             chosen = best(points)
             write_atomically(self.path / "front.png", picture(f"{self.asked.name}: {len(points)} trials", points, self.limits.p50_ms))
             told("writing down")
-            table = read(self.asked.source, self.asked.label)
             for one in outcomes:
                 self._write_run(one, points, chosen, table)
             write_atomically(self.path / "result.json", json.dumps([asdict(point) for point in points], indent=1).encode())
@@ -133,7 +145,7 @@ class EdgeSearchUnderWay:
         kept = json.loads(path.read_bytes()) if path.exists() else []
         return [Point(**(one | {"interval": tuple(one["interval"])})) for one in kept]
 
-    def _measured(self, outcomes: list[Outcome], told: Told) -> list[Point]:
+    def _measured(self, outcomes: list[Outcome], table: Table, told: Told) -> list[Point]:
         through = [one for one in outcomes if one.ended == "to its end"]
         over = [one for one in outcomes if one.ended == "over the limits"]
         if not through and over:
@@ -146,7 +158,7 @@ class EdgeSearchUnderWay:
         if not through:
             raise Failed(f"search {self.id}: no trial went to its end; give looser limits, or another space", search=self.id)
         told(f"measuring {len(through)} trials in turns")
-        held = Parts.of(read(self.asked.source, self.asked.label), self.asked.seed).held
+        held = Parts.of(table, self.asked.seed).held
         runners = {one.number: load_rung(self.folder(one.number), rung_of(one.values)) for one in through}
         taken = dict.fromkeys(runners, math.inf)
         for _ in range(_TURNS):
@@ -248,6 +260,7 @@ def begin(asked: EdgeSearch, limits: Limits, settings: Settings) -> EdgeSearchUn
     path.mkdir(mode=0o700)
     sync_folder(path.parent)
     record: Json = {"asked": asked.plain(), "limits": {**asdict(limits)}, "created_ms": time.time_ns() // 1_000_000}
+    record["data"] = _digest(table, records)
     records.ledger.record_without_privacy(search, prints)
     write_atomically(path / ASKED, json.dumps(record, indent=1).encode())
     records.log.append("search.began", search=search, trials=asked.trials, epsilon_at_most="without privacy")
@@ -268,6 +281,10 @@ def resume(search: str, settings: Settings) -> EdgeSearchUnderWay:
         return EdgeSearchUnderWay(settings, search, mapping(json.loads(path.read_bytes())))
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointTampered(f"{path} is not what was written: {error}", path=str(path)) from None
+
+
+def _digest(table: Table, records: Records) -> str:
+    return data_digest(frozenset(records.keys.mac("fingerprint", message).hex() for message in table.identity), records.keys)
 
 
 def _refuse_few(table: Table) -> None:

@@ -23,6 +23,7 @@ from qedge.errors import NoRungFits, ScopeConflict, UnknownRun
 from qedge.network import rebuilt
 from qedge.records import Records
 from qedge.registry.registry import Registry
+from qedge.runs.edge_search import begin
 from tests.conftest import PRIVATE
 from tests.endpoint import eventually
 
@@ -79,6 +80,17 @@ def test_an_unknown_search_and_rows_with_a_budget_are_refused(connected: Setting
         edge_search(going_on="nothing", settings=connected)
     with pytest.raises(ScopeConflict):
         edge_search(EdgeSearch.parse(ASKED), Limits(), settings=_with_budget(connected))
+
+
+def test_rows_that_changed_since_it_began_are_not_searched_on(connected: Settings, tmp_path: Path) -> None:
+    lines = ["a,b,label", *(f"{k},{k % 7},{'yes' if k % 2 else 'no'}" for k in range(60))]
+    (tmp_path / "rows.csv").write_text("\n".join(lines))
+    asked = EdgeSearch.parse({"name": "rows", "source": str(tmp_path / "rows.csv"), "space": {"width": {"choice": [2, 3]}}, "trials": 2})
+    under_way = begin(asked, Limits(), connected)
+    assert len(under_way.table().labels) == 60
+    (tmp_path / "rows.csv").write_text("\n".join([*lines[:-1], "0,0,yes"]))
+    with pytest.raises(ScopeConflict, match="other rows"):
+        edge_search(going_on=under_way.id, settings=connected)
 
 
 def _with_budget(settings: Settings) -> Settings:

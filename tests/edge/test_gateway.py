@@ -145,6 +145,27 @@ class TestFollower:
         follower.look()
         assert len(served) == 2  # what is served is not handed on again
 
+    def test_what_will_not_do_neither_takes_the_place_of_what_answers_nor_its_files(self, home: Home, tmp_path: Path) -> None:
+        good, folder = home.attached(tmp_path / "good", {"fp32": Told()}), tmp_path / "cache"
+        served: list[str] = []
+
+        def serve(_: Followed, found: Cached) -> None:
+            if found.ladder.id != good.id:
+                raise EdgeError("less accurate than required")
+            served.append(found.ladder.id)
+
+        cache = LadderCache(Registry(home.settings), folder, home.records.keys.public)
+        Follower(cache, [Followed(MODEL)], serve).look()
+        home.attached(tmp_path / "worse", {"fp32": Told()})
+        follower = Follower(cache, [Followed(MODEL)], serve)
+        follower.begin()
+        (said,) = follower.look()
+        assert (said.ladder, str(said.error)) == (good.id, "less accurate than required")
+        assert good.id in {path.name for path in (folder / "ladders").iterdir()}
+        again = Follower(LadderCache(Registry(home.settings), folder, home.records.keys.public), [Followed(MODEL)], serve)
+        again.begin()  # as after a restart
+        assert served == [good.id] * 3
+
     def test_an_unknown_model_is_said_and_the_others_are_served(self, settings: Settings, home: Home, tmp_path: Path) -> None:
         home.attached(tmp_path / "ladder", {"fp32": Told()})
         cache = LadderCache(Registry(home.settings), tmp_path / "cache", home.records.keys.public)
