@@ -141,6 +141,34 @@ def run(context: Context, model: str, rows: str, required: str, memory: str, exp
 
 @command(edge)
 @taking_model
+@click.argument("file", type=click.Path())
+def export(context: Context, model: str, file: str) -> Facts:
+    """Write a version's network as an ExecuTorch program (.pte), with a receipt beside it; takes the extra `executorch`."""
+    import hashlib
+
+    from qedge.audit.receipt import FILE
+    from qedge.edge.executorch import export_pte
+    from qedge.errors import EdgeError
+    from qedge.network import rebuilt
+    from qedge.record_commands import resolved
+    from qedge.records import Records, derive
+
+    path = Path(file)
+    if path.suffix != ".pte" or not path.resolve().parent.is_dir():
+        raise EdgeError(f"{file}: accepted: a file that ends in .pte, in a folder that there is", given=file)
+    version, folder = resolved(context, model)
+    records = Records.open(context.settings.home)
+    network = rebuilt(folder, version.name, records.keys.public)
+    content = export_pte(network, path)
+    issued = derive(network.receipt, [], {path.name: hashlib.sha256(content).hexdigest()}, records)
+    issued.write(path.with_suffix(f".{FILE}"))
+    records.log.append("edge.exported", model=version.name, version=version.version, receipt=issued.id)
+    context.console.print(f"{path}: {len(content)} bytes; its receipt lies beside it", highlight=False)
+    return {"model": version.name, "version": version.version, "file": file, "bytes": len(content), "receipt": issued.id}
+
+
+@command(edge)
+@taking_model
 @click.option("--rows", required=True, metavar="TABLE", help="Rows that no rung was made by: the model's columns, and labels.")
 @click.option("--label", default="label", show_default=True, metavar="COLUMN", help="The column of labels.")
 @click.option("--lost", default=0.003, show_default=True, metavar="SHARE", help="Most accuracy that may be lost, of the dearer rung's.")

@@ -35,7 +35,7 @@ LARGEST_BATCH = 2**31 - 1
 _TRIED = (1, 2, 7)
 
 
-class _Served(nn.Module):
+class Served(nn.Module):
     """Raw rows [batch, F] to probabilities [batch, classes]."""
 
     center: torch.Tensor
@@ -65,7 +65,7 @@ def to_onnx(module: nn.Module, schema: Schema, path: Path) -> None:
         StorageFull, HomeUnusable: the file cannot be written; an older one is untouched.
     """
     training = module.training
-    served = _Served(module, schema).eval()
+    served = Served(module, schema).eval()
     try:
         scaling = (schema.center, schema.spread) if served.scales else None
         graph = chain_graph(module, len(schema.features), scaling, OPSET) or _traced(served, len(schema.features))
@@ -92,7 +92,7 @@ def save_weights(vector: npt.NDArray[np.float32], module: nn.Module, path: Path)
     write_atomically(path, save(tensors))
 
 
-def _traced(served: _Served, features: int) -> onnx.ModelProto:
+def _traced(served: Served, features: int) -> onnx.ModelProto:
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
     with _quiet():
         try:
@@ -154,7 +154,7 @@ def _append_label(model: onnx.ModelProto, schema: Schema) -> None:
     helper.set_model_props(model, known)
 
 
-def _compare(served: _Served, content: bytes, schema: Schema) -> None:
+def _compare(served: Served, content: bytes, schema: Schema) -> None:
     """ONNX Runtime's probabilities equal torch's, and its labels are those of its probabilities, for several batch sizes."""
     generator = np.random.default_rng(0)
     batches = [schema.center + schema.spread * generator.random((rows, len(schema.features)), np.float32) for rows in _TRIED]
