@@ -37,9 +37,7 @@ def ladder(home: Home, tmp_path: Path) -> Ladder:
 
 def test_a_cascade_is_fitted_signed_and_used_where_the_ladder_is(home: Home, ladder: Ladder, tmp_path: Path) -> None:
     rows, digits = home.calibration.held.rows, built_in.read("digits")
-    expected = answers(ladder.load("fp32"), digits.features).argmax(
-        axis=1
-    )  # as labels: the cheap rung is wrong at times
+    expected = answers(ladder.load("fp32"), digits.features).argmax(axis=1)  # as labels: the cheap rung is wrong at times
     lines = [",".join((*map(str, row), str(label))) for row, label in zip(digits.features, expected, strict=True)]
     (tmp_path / "rows.csv").write_text("\n".join([",".join((*digits.ranges, "label")), *lines]))
     told = call(home, "cascade", "digits/1", "--rows", str(tmp_path / "rows.csv"), "--lost", "0.001")
