@@ -88,7 +88,7 @@ class Inference:
         from qedge.edge.engine import EdgeEngine
 
         budget, home, covered_only = self._edge
-        return EdgeEngine(budget, home=home, record=record, covered_only=covered_only, review_aside=True)
+        return EdgeEngine(budget, home=home, record=record, covered_only=covered_only)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         from serve_apps import open_inference

@@ -42,9 +42,7 @@ class Gateway:
         """
         self._key, self._plan = key, dict[str, ModelFolder]()
         self.metrics = Exported()
-        engine = EdgeEngine(
-            budget_bytes, home=settings.home, record=self.metrics.record, covered_only=settings.edge.covered_only, review_aside=True
-        )
+        engine = EdgeEngine(budget_bytes, home=settings.home, record=self.metrics.record, covered_only=settings.edge.covered_only)
         self.server = InferenceServer(
             max_body_bytes=settings.serve.max_body_bytes,
             max_batch_rows=settings.serve.max_batch_rows,

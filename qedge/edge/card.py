@@ -130,8 +130,8 @@ class Card(_Part):
         raise UnknownRung(f"the ladder of {self.model} has no rung '{rung}'; it has {', '.join(has)}", given=rung, expected=has)
 
     def is_of(self, machine: Machine) -> bool:
-        """Whether all rungs were measured, on a machine like this one."""
-        return self.machine == machine and all(one.cost is not None for one in self.rungs)
+        """Whether all rungs were measured, on a machine like this one and by execution providers that it has."""
+        return self.machine == machine and all(one.cost is not None and one.cost.provider in machine.providers for one in self.rungs)
 
     def measured(self, costs: dict[RungName, Cost], machine: Machine) -> Card:
         """The card with these costs, and who is dominated by whom."""

@@ -4,9 +4,9 @@
         engine.add("digits", Path("ladder"), Requirement(accuracy=0.96))
         answer = engine.infer("digits", rows)
 
-Rungs are loaded when they are first asked for. Now and then, after a call, the choice is looked at again: by the bytes that are free and by
-how long calls take beside what the card says. Rows go through a rung at most 32 at a time, the largest batch that the card was measured
-with, so that what a call takes of memory was measured too.
+Rungs are loaded when they are first asked for. Now and then, beside the calls, the choice is looked at again: by the bytes that are free
+and by how long calls take beside what the card says. Rows go through a rung at most 32 at a time, the largest batch that the card was
+measured with, so that what a call takes of memory was measured too.
 """
 
 from __future__ import annotations
@@ -107,23 +107,22 @@ class EdgeEngine:
         record: Record = ignore,
         patience_s: float = PATIENCE_S,
         review_s: float = REVIEW_S,
-        growing: Callable[[int], None] = lambda _: None,
+        growing: Callable[[int], None] | None = None,
         covered_only: bool = False,
-        review_aside: bool = False,
     ) -> None:
         """home: where measured cards are kept; record: takes metrics; patience_s: how long a load may wait for calls to end.
 
-        covered_only: never answer by a rung that owes to rows which nothing covers. review_aside: look at choices again, and load what is
-        better, in a thread beside the calls, not in one of them.
+        covered_only: never answer by a rung that owes to rows which nothing covers.
 
-        growing: told before a load how many bytes it may map and take, and 0 after it.
+        growing: told before a load how many bytes it may map and take, and 0 after it; given one, no thread is started, whose stack counts.
 
         Raises:
             EdgeError: a budget that is no number of bytes over 0.
         """
         self._memory = Memory(budget_bytes, patience_s=patience_s, evicted=self._evicted)
-        self._home, self._record, self._review_s, self._growing = home, record, review_s, growing
-        self._covered_only, self._review_aside = covered_only, review_aside
+        self._home, self._record, self._review_s = home, record, review_s
+        self._growing, self._behind = growing or (lambda _: None), growing is None
+        self._covered_only = covered_only
         self._models: dict[str, _Model] = {}
         self._calls = Calls(record)
         self._due = time.perf_counter() + review_s
@@ -206,7 +205,11 @@ class EdgeEngine:
         ended = time.perf_counter()
         self._calls.note(Call(name, answer.rung, len(rows), answer.escalated, ended - began, running))
         if ended > self._due:
-            self._review()
+            self._due = ended + self._review_s
+            if self._behind:
+                threading.Thread(target=self.review, name="qedge-edge-review").start()
+            else:
+                self.review()
         return answer
 
     def explain(self, name: str) -> Explanation:
@@ -244,7 +247,8 @@ class EdgeEngine:
         return self._memory.charged
 
     def review(self) -> None:
-        """Record what happened since the last time, and look at each choice again. `infer` does it every second or so."""
+        """Record what happened since the last time, and look at each choice again. `infer` has it done every second or so, in a thread
+        of its own: while a better rung is loaded, callers are answered by the one that is there."""
         if not self._reviewing.acquire(blocking=False):
             return
         try:
@@ -256,15 +260,10 @@ class EdgeEngine:
         finally:
             self._reviewing.release()
 
-    def _review(self) -> None:
-        if not self._review_aside:
-            self.review()
-            return
-        self._due = time.perf_counter() + self._review_s  # so that one thread is started
-        threading.Thread(target=self.review, name="edge-review", daemon=True).start()
-
     def close(self) -> None:
         """Let go of every model."""
+        with self._reviewing:  # what is being loaded is there, and goes with the rest
+            pass
         self.review()
         for name in list(self._models):
             self.remove(name)
@@ -364,7 +363,9 @@ class EdgeEngine:
                 if choice.rung != old.key[1]:
                     model.resident = self._held(model, choice.rung, replacing=old)
                     self._memory.release(model.resident)
-                    if not self._shared(model):
+                    if model.gone:
+                        self._retire(model)
+                    elif not self._shared(model):
                         self._memory.let_go(old)
                 model.choice = choice
             except QEdgeError as error:  # whoever called has an answer; the next one asks again

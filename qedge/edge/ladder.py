@@ -74,6 +74,10 @@ class Ladder:
         if one.rung == "binary":
             from qedge.edge.binary.network import BinaryNetwork
 
+            if provider is not None:
+                from qedge.edge.session import refuse_provider  # ONNX Runtime, which this rung does without
+
+                refuse_provider(provider)
             return BinaryNetwork.load(self.folder / "binary.npz")
         from qedge.edge.session import CPU, OnnxRunner
 

@@ -1,8 +1,8 @@
 """What each rung costs on this machine, measured in processes of their own: what one rung leaves behind, the next does not pay.
 
 First each way to run a rung is tried (the execution providers that the machine has, weights as they lie in the file or prepacked, one
-thread or all): prepacking costs a copy of the weights, so it must be worth it. Then a fresh process loads the rung that way, and says what
-that took.
+thread, two, four, … or all): prepacking costs a copy of the weights and threads cost cores, so they must be worth it. Then a fresh process
+loads the rung that way, and says what that took.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qedge.edge.session import CPU, refuse_provider
 from qedge.errors import Failed, InvalidCalibration, ModelError
 
 WORTH_PREPACKING = 0.95  # without it a rung must do at least this share of what it does with it
-WORTH_THREADS = 0.8  # of the time that one thread takes
+WORTH_THREADS = 0.8  # of the time that fewer threads take
 _MOST_CALLS, _MOST_SECONDS = 1000, 1.5
 _TIMEOUT_S = 600.0
 _TURNS = 3
@@ -110,16 +110,15 @@ def choose(ladder: Ladder, rung: str, rows: Rows, provider: str | None = None) -
     for _ in range(_TURNS):
         for way, batch in times:
             times[way, batch] = min(times[way, batch], float(np.median(_calls(runners[way], _batch(rows, batch), 0.15))))
-    found = _worth(times)
+    found = worth(times)
     tried = {str(way): 1e3 * times[way, 1] for way in runners}
     return {**found._asdict(), "tried": tried}
 
 
 def _runners(ladder: Ladder, rung: str, provider: str | None) -> Iterator[tuple[Way, Runner]]:
     """The rung loaded in each way that can be had; accelerators have their own threads and layouts."""
-    cores = this_machine().cores
     for name in (CPU,) if rung == "binary" else (provider,) if provider else providers():
-        threads = sorted({1, cores}) if name == CPU and rung != "binary" else [1]
+        threads = thread_counts(this_machine().cores) if name == CPU and rung != "binary" else (1,)
         for prepacked in (False, True) if name == CPU and rung != "binary" else (False,):
             for count in threads:
                 try:
@@ -129,19 +128,32 @@ def _runners(ladder: Ladder, rung: str, provider: str | None) -> Iterator[tuple[
                         raise
 
 
-def _worth(times: Mapping[tuple[Way, int], float]) -> Way:
-    """The fastest provider at one row; there all threads, or prepacking, only where they are worth what they take."""
+def thread_counts(cores: int) -> tuple[int, ...]:
+    """How many threads are tried: powers of two, and all cores.
+
+    >>> thread_counts(1), thread_counts(6)
+    ((1,), (1, 2, 4, 6))
+    """
+    return (*(1 << power for power in range((cores - 1).bit_length())), cores)
+
+
+def worth(times: Mapping[tuple[Way, int], float]) -> Way:
+    """The fastest provider at one row; there more threads, or prepacking, only where they are worth what they take.
+
+    times: seconds, by way and by batch, of one row and of the largest batch.
+    """
     ways = {way for way, _ in times}
     provider = min(ways, key=lambda way: times[way, 1]).provider
     here = {way for way in ways if way.provider == provider}
-    most = max(way.threads for way in here)
     packs = any(way.prepacked for way in here)
+    threads, *more = sorted({way.threads for way in here})
 
     def pays(costly: Way, cheap: Way, share: float) -> bool:
         return any(times[costly, batch] < share * times[cheap, batch] for batch in (1, max(BATCHES)))
 
-    many = most > 1 and times[Way(provider, packs, most), 1] < WORTH_THREADS * times[Way(provider, packs, 1), 1]
-    threads = most if many else 1
+    for count in more:
+        if times[Way(provider, packs, count), 1] < WORTH_THREADS * times[Way(provider, packs, threads), 1]:
+            threads = count
     prepacked = packs and pays(Way(provider, True, threads), Way(provider, False, threads), WORTH_PREPACKING)
     return Way(provider, prepacked, threads)
 

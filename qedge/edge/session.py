@@ -67,6 +67,8 @@ class OnnxRunner:
         refuse_provider(provider)
         try:
             session = onnxruntime.InferenceSession(str(path), options(threads, prepacked), providers=[provider])
+            if provider not in session.get_providers():  # it falls back to the processor and merely warns
+                raise ModelError(f"{path.name}: {provider} cannot be used here", path=path.name)
         except _NOT_LOADED as error:
             raise ModelError(f"{path.name}: ONNX Runtime cannot load the rung: {error}", path=path.name) from None
         shapes = {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}

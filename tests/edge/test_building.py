@@ -57,14 +57,15 @@ class TestRungs:
         expected = reference(home, rows)
         np.testing.assert_allclose(answers(built.load("fp32"), rows), expected, atol=1e-5)
         for rung, least in {"fp16": 0.995, "int8": 0.98, "int4": 0.95, "int2": 0.8}.items():
-            found = answers(built.load(rung), rows)
-            assert agreement(found, expected) == pytest.approx(built.card[rung].accuracy.agreement)
-            assert agreement(found, expected) >= least, rung
+            ways = [agreement(answers(built.load(rung, prepacked=prepacked), rows), expected) for prepacked in (False, True)]
+            assert built.card[rung].accuracy.agreement in ways
+            assert min(ways) >= least, rung
 
     def test_accuracies_are_those_on_the_rows_that_were_held_apart(self, home: Home, built: Ladder) -> None:
         held = home.calibration.held
         for one in built.card.rungs:
-            right = int((answers(built.load(one.rung), held.rows).argmax(axis=1) == held.labels).sum())
+            ways = [answers(built.load(one.rung, prepacked=prepacked), held.rows) for prepacked in (False, True)]
+            right = min(int((found.argmax(axis=1) == held.labels).sum()) for found in ways)  # kernels of few bits round more when prepacked
             assert (one.accuracy.value, one.accuracy.rows) == (right / len(held), len(held))
 
     def test_weights_lie_beside_the_graph_and_take_fewer_bytes_rung_by_rung(self, built: Ladder) -> None:
@@ -109,6 +110,8 @@ class TestReceipts:
             more = [(use.what, use.covered) for use in issued.uses[len(parent.uses) :]]
             assert more[-1] == ("validating the rung", "public by declaration")
             assert len(more) == (1 if one.rung in ("fp32", "fp16") else 2)
+            assert any("training weights" in what for what, _ in more) == ("trained for it on" in one.how or "training for it" in one.how)
+        assert "trained for it on" in built.card["int2"].how  # an MLP of 64 units loses by 2 bits
 
     def test_rows_that_nobody_declared_public_are_not_covered(self, home: Home, tmp_path: Path) -> None:
         ladder = build(home.asked("fp32", public=False), home.model, tmp_path / "ladder", home.records)

@@ -24,6 +24,7 @@ from qedge.edge.engine import EdgeEngine
 from qedge.edge.ladder import Ladder
 from qedge.edge.rung import RungName
 from qedge.edge.selector import Requirement
+from qedge.edge.session import OnnxRunner
 from qedge.errors import ArtifactTampered, EdgeError, InvalidRequest, NoRungFits, OverBudget, PrivacyError, UnknownModel, UnknownRung
 from qedge.monitoring.metrics import row
 from qedge.security.keys import Keys
@@ -266,9 +267,52 @@ def test_under_pressure_of_memory_a_lower_rung_answers_and_the_better_one_again_
         assert engine.infer("a", ROWS[:1]).rung == "fp32"
         assert engine.loaded == {"a": {"fp32": 40 * MIB}, "b": {"int8": 20 * MIB}}
         engine.remove("a")
-        engine.infer("b", ROWS[:1])
-        assert engine.infer("b", ROWS[:1]).rung == "fp32"
-        assert engine.loaded == {"b": {"fp32": 40 * MIB}}
+        assert eventually(lambda: engine.infer("b", ROWS[:1]).rung == "fp32")
+        assert eventually(lambda: engine.loaded == {"b": {"fp32": 40 * MIB}})
+
+
+class Upgrade:
+    """An engine whose model b is about to move from INT8 to FP32, since a has gone; the load waits until it is told to go on."""
+
+    def __init__(self, folder: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+        rungs: dict[Any, Any] = {"fp32": (graph(1), Told(970, 0.5, 40 * MIB)), "int8": (graph(2), Told(960, 0.6, 20 * MIB))}
+        self.engine = EdgeEngine(70 * MIB, review_s=0.0)
+        for name in ("a", "b"):
+            opened, card = ladder(folder / name, rungs, keys, name=name)
+            self.engine.add(name, opened, Requirement(accuracy=0.95), card=card)
+            self.engine.infer(name, ROWS[:1])
+        self.go_on, begun, load = threading.Event(), threading.Event(), OnnxRunner.load
+
+        def slowly(*given: Any, **more: Any) -> OnnxRunner:
+            begun.set()
+            assert self.go_on.wait(60)
+            return load(*given, **more)
+
+        monkeypatch.setattr(OnnxRunner, "load", slowly)
+        self.engine.remove("a")
+        assert self.engine.infer("b", ROWS[:1]).rung == "int8"
+        assert begun.wait(60)
+
+
+def test_while_a_better_rung_is_loaded_callers_are_answered_by_the_one_that_is_there(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = Upgrade(tmp_path, keys, monkeypatch)
+    with moving.engine as engine:
+        np.testing.assert_allclose(engine.infer("b", ROWS).probabilities, answer(ROWS, 2), rtol=1e-5)
+        moving.go_on.set()
+        assert eventually(lambda: engine.infer("b", ROWS[:1]).rung == "fp32")
+    assert engine.charged_bytes == 0
+
+
+def test_a_model_that_is_removed_while_its_better_rung_is_loaded_leaves_nothing_behind(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = Upgrade(tmp_path, keys, monkeypatch)
+    with moving.engine as engine:
+        engine.remove("b")
+        moving.go_on.set()
+        assert eventually(lambda: engine.charged_bytes == 0)
 
 
 def test_models_that_do_not_fit_together_take_turns_and_the_metrics_say_so(tmp_path: Path, keys: Keys) -> None:

@@ -6,18 +6,23 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 
 from qedge import TrainingJob, train
 from qedge.cli import main
+from qedge.config import ensure_home
 from qedge.edge.hardware import providers, this_machine
 from qedge.edge.ladder import Ladder
-from qedge.edge.measurement import Way, measure
-from qedge.edge.node import card_here, keep_card
+from qedge.edge.measurement import Way, choose, measure, thread_counts, worth
+from qedge.edge.node import card_here, keep_card, own_card
 from qedge.edge.session import CPU
-from qedge.errors import EdgeError, InvalidCalibration
+from qedge.errors import EdgeError, InvalidCalibration, ModelError
+from qedge.security.keys import Keys
 from tests.edge.conftest import JOB, Home
+from tests.edge_ladders import Told, graph
+from tests.edge_ladders import ladder as ladder_of
 
 pytestmark = pytest.mark.slow
 FIGURES = {"accuracy", "p50_ms", "p95_ms", "pss_bytes", "file_bytes", "load_ms", "dominated"}
@@ -67,7 +72,7 @@ def test_each_way_to_run_a_rung_is_tried_and_the_card_says_which_is_used(built: 
     card = measure(built, np.zeros((1, 64), np.float32), provider=CPU)
     for one in card.rungs:
         assert one.cost is not None
-        ways = {str(Way(CPU, prepacked, threads)) for prepacked in (False, True) for threads in {1, this_machine().cores}}
+        ways = {str(Way(CPU, prepacked, threads)) for prepacked in (False, True) for threads in thread_counts(this_machine().cores)}
         assert one.cost.tried.keys() == ways
         assert str(Way(one.cost.provider, one.cost.prepacked, one.cost.threads)) in ways
         assert all(p50_ms > 0 for p50_ms in one.cost.tried.values())
@@ -78,6 +83,53 @@ def test_a_provider_that_is_not_here_is_refused_by_name(built: Ladder) -> None:
         with pytest.raises(EdgeError, match="CPUExecutionProvider"):
             run()
     assert "AzureExecutionProvider" not in providers()  # which would send rows elsewhere
+
+
+def test_a_card_that_names_a_provider_which_is_not_here_is_measured_again(tmp_path: Path) -> None:
+    made, filled = ladder_of(tmp_path / "ladder", {"fp32": (graph(1), Told())}, Keys.open(ensure_home(tmp_path / "home")))
+    assert own_card(made, given=filled) == filled
+    cost = Told().cost().model_copy(update={"provider": "CUDAExecutionProvider"})
+    found = own_card(made, given=made.card.measured({"fp32": cost}, this_machine())).rungs[0].cost
+    assert found is not None
+    assert (found.provider, found.load_ms == cost.load_ms) == (CPU, False)
+
+
+def test_a_provider_that_cannot_be_used_after_all_is_passed_over_and_not_taken_for_the_processor(
+    built: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = ["CUDAExecutionProvider", *onnxruntime.get_available_providers()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: claimed)
+    with pytest.warns(UserWarning, match="CUDA"), pytest.raises(ModelError, match="CUDAExecutionProvider cannot be used"):
+        built.load("fp32", provider="CUDAExecutionProvider")
+    with pytest.warns(UserWarning, match="CUDA"):
+        assert choose(built, "int8", np.zeros((1, 64), np.float32))["provider"] == CPU
+
+
+def milliseconds(**ways: tuple[float, float]) -> dict[tuple[Way, int], float]:
+    """Of ways such as `CPU_mapped_2`, at one row and at 32."""
+    found = {}
+    for name, (single, many) in ways.items():
+        provider, kind, threads = name.split("_")
+        way = Way(f"{provider}ExecutionProvider", kind == "prepacked", int(threads))
+        found |= {(way, 1): single, (way, 32): many}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("times", "best"),
+    [
+        ({"CPU_mapped_1": (1.0, 9.0), "CPU_prepacked_1": (0.97, 8.7)}, "CPU, mapped, 1 thread"),
+        ({"CPU_mapped_1": (1.0, 9.0), "CPU_prepacked_1": (1.0, 8.0)}, "CPU, prepacked, 1 thread"),
+        ({"CPU_mapped_1": (1.0, 9.0), "CPU_mapped_2": (0.9, 5.0), "CPU_mapped_4": (0.7, 4.0)}, "CPU, mapped, 4 threads"),
+        ({"CPU_mapped_1": (1.0, 9.0), "CPU_mapped_2": (0.6, 5.0), "CPU_mapped_4": (0.5, 4.0)}, "CPU, mapped, 2 threads"),
+        ({"CPU_mapped_1": (1.0, 9.0), "OpenVINO_mapped_1": (0.9, 20.0)}, "OpenVINO, mapped, 1 thread"),
+        ({"CPU_mapped_1": (1.0, 9.0), "CUDA_mapped_1": (1.1, 0.5)}, "CPU, mapped, 1 thread"),
+    ],
+)
+def test_threads_and_prepacking_must_be_worth_what_they_take_and_the_fastest_provider_runs(
+    times: dict[str, tuple[float, float]], best: str
+) -> None:
+    assert str(worth(milliseconds(**times))) == best
 
 
 @pytest.mark.parametrize(

@@ -32,16 +32,17 @@ from qedge.storage import write_atomically
 
 MODEL = "model.onnx"
 NEED = 0.99  # of answers that must be FP32's, or weights are trained for the rung
-FEWEST = 20  # rows to judge that by
+FEWEST = 20  # rows to judge by whether that helped
 Told = Callable[[RungName], None]
 _USES: dict[RungName, str | None] = {
     "fp32": None,
     "fp16": None,
     "int8": "calibrating ranges of activations, and choosing among quantisations",
-    "int4": "choosing among quantisations, and training weights for them where they lose",
-    "int2": "choosing among quantisations, and training weights for them where they lose",
+    "int4": "choosing among quantisations",
+    "int2": "choosing among quantisations",
     "binary": "training, by labels and by the model's answers",
 }
+_FEW_BITS: dict[RungName, int] = {"int4": 4, "int2": 2}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Made:
-    """A rung's files in the folder, how they came to be, and what answers as they do."""
+    """A rung's files in the folder, how they came to be, and what answers as they do. use: what rows went into it for, if any did."""
 
     files: tuple[str, ...]
     how: str
     runner: Runner
+    use: str | None
 
 
 def build(asked: Asked, source: Path, into: Path, records: Records, told: Told = lambda _: None) -> Ladder:
@@ -86,8 +88,8 @@ def build(asked: Asked, source: Path, into: Path, records: Records, told: Told =
         making.mkdir(mode=0o700, parents=True)
         if prints:
             records.ledger.record_without_privacy(f"ladder of {asked.name}/{asked.version}", prints)
-        card = _rungs(asked, model, taken, making, told)
-        _sign(card, parent, asked.public, making, records)
+        card, uses = _rungs(asked, model, taken, making, told)
+        _sign(card, uses, parent, asked.public, making, records)
         making.rename(into)
     except OSError as error:
         raise HomeUnusable(f"{into} cannot be written: {error.strerror or error}", path=str(into)) from error
@@ -97,8 +99,8 @@ def build(asked: Asked, source: Path, into: Path, records: Records, told: Told =
     return Ladder.open(into, records.keys.public)
 
 
-def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, told: Told) -> Card:
-    """Every rung's files in `folder`, and the card of them, not yet measured."""
+def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, told: Told) -> tuple[Card, dict[RungName, str | None]]:
+    """Every rung's files in `folder`, the card of them, not yet measured, and what rows went into each for."""
     clean = cleaned_graph(model)
     features, _ = graph.width_of(model)
     held = asked.calibration.held
@@ -106,14 +108,12 @@ def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, tol
     reference = OnnxRunner.load(folder / "fp32.onnx")
     expected = answers(reference, held.rows)
     cards = []
+    uses: dict[RungName, str | None] = {}
     for rung in asked.rungs:
         told(rung)
         made = make_rung(rung, clean, asked.calibration.fitting, reference, folder)
-        found = answers(made.runner, held.rows)
-        made.runner.close()
-        if not np.isfinite(found).all():
-            raise EdgeError(f"{rung}: its answers are not finite numbers", rung=rung)
-        right = int((found.argmax(axis=1) == held.labels).sum())
+        uses[rung] = made.use
+        right, found = _answered(made, rung, held, folder)
         accuracy = Accuracy.of(right, len(held), agreement(found, expected))
         if accuracy.high <= 1 / len(taken.labels):
             raise EdgeError(f"{rung}: {right} of {len(held)} labels are right, no more than by chance; leave the rung out", rung=rung)
@@ -123,7 +123,7 @@ def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, tol
     if "fp32" not in asked.rungs:
         for name in ("fp32.onnx", "fp32.data"):
             (folder / name).unlink(missing_ok=True)
-    return Card(
+    card = Card(
         model=asked.name,
         version=asked.version,
         features=features,
@@ -132,6 +132,22 @@ def _rungs(asked: Asked, model: onnx.ModelProto, taken: Taken, folder: Path, tol
         labels=taken.labels,
         rungs=tuple(cards),
     )
+    return card, uses
+
+
+def _answered(made: Made, rung: RungName, held: Labelled, folder: Path) -> tuple[int, Rows]:
+    """How many labels are right, and the answers. Prepacked, kernels of few bits round activations too: then the worse of both counts."""
+    every = [answers(made.runner, held.rows)]
+    made.runner.close()
+    if rung in _FEW_BITS:
+        packed = OnnxRunner.load(folder / f"{rung}.onnx", prepacked=True)
+        every.append(answers(packed, held.rows))
+        packed.close()
+    if not all(np.isfinite(one).all() for one in every):
+        raise EdgeError(f"{rung}: its answers are not finite numbers", rung=rung)
+    right = [int((one.argmax(axis=1) == held.labels).sum()) for one in every]
+    worst = int(np.argmin(right))
+    return right[worst], every[worst]
 
 
 def cleaned_graph(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -148,42 +164,68 @@ def make_rung(rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference:
     if rung == "binary":
         from qedge.edge.building.binary import binary
 
-        return Made(*binary(clean, rows, reference, folder))
-    fitting, saturates = rows.rows, this_machine().saturates
-    ways: Sequence[integers.Made]
+        return Made(*binary(clean, rows, reference, folder), _USES[rung])
+    ways, use = _ways(rung, clean, rows.rows), _USES[rung]
+    chosen = ways[0]
+    if use is not None:
+        expected = answers(reference, rows.rows)
+        chosen = best(ways, rows.rows, expected)
+        if _agrees(chosen, rows.rows, expected) < NEED:
+            chosen, trained = _with_fine_tuning(rung, clean, rows, ways, chosen, expected)
+            use += ", and training weights for them" if trained else ""
+    model, how = chosen
+    files = graph.write(model, folder, rung)
+    return Made(files, how, OnnxRunner.load(folder / f"{rung}.onnx"), use)
+
+
+def _ways(rung: RungName, clean: onnx.ModelProto, rows: Rows) -> Sequence[integers.Made]:
+    saturates = this_machine().saturates
     match rung:
         case "fp32":
-            ways = [floats.fp32(clean)]
+            return [floats.fp32(clean)]
         case "fp16":
-            ways = [floats.fp16(clean)]
+            return [floats.fp16(clean)]
         case "int8":
-            ways = integers.int8(clean, fitting, saturates=saturates)
+            return integers.int8(clean, rows, saturates=saturates)
         case _:
-            ways = nbits.nbits(clean, 4 if rung == "int4" else 2, fitting, saturates=saturates)
-    expected = answers(reference, fitting) if len(ways) > 1 else None
-    chosen, how = ways[0] if expected is None else best(ways, fitting, expected)
-    if expected is not None and rung in ("int4", "int2") and _agrees(chosen, fitting, expected) < NEED:
-        chosen, how = _with_fine_tuning(clean, 4 if rung == "int4" else 2, rows, ways, expected)
-    files = graph.write(chosen, folder, rung)
-    return Made(files, how, OnnxRunner.load(folder / f"{rung}.onnx"))
+            return nbits.nbits(clean, _FEW_BITS[rung], rows, saturates=saturates)
 
 
-def _agrees(model: onnx.ModelProto, rows: Rows, expected: Rows) -> float:
+def _agrees(made: integers.Made, rows: Rows, expected: Rows) -> float:
     with tempfile.TemporaryDirectory() as scratch:
-        graph.write(model, Path(scratch), "tried")
-        return agreement(answers(OnnxRunner.load(Path(scratch) / "tried.onnx"), rows), expected)
+        graph.write(made[0], Path(scratch), "tried")
+        return agreement(answers(OnnxRunner.load(Path(scratch) / "tried.onnx", prepacked=True), rows), expected)
 
 
-def _with_fine_tuning(clean: onnx.ModelProto, bits: int, rows: Labelled, ways: Sequence[integers.Made], expected: Rows) -> integers.Made:
-    """The best of the ways and of those that train weights for it, by the fifth of the rows that nothing was trained by."""
+def _with_fine_tuning(
+    rung: RungName, clean: onnx.ModelProto, rows: Labelled, ways: Sequence[integers.Made], chosen: integers.Made, expected: Rows
+) -> tuple[integers.Made, bool]:
+    """What was chosen, or one of weights trained for their rounding if that agrees more on the fifth of the rows that trained nothing.
+
+    And whether anything was trained.
+    """
+    from qedge.edge.building.fine_tuning import fine_tuned  # torch
+
     judging = np.arange(len(rows)) % 5 == 0
+    model, how = chosen
     if judging.sum() < FEWEST:
-        return best(ways, rows.rows, expected)
-    learnt = nbits.fine_tuned_nbits(clean, bits, rows.part(np.flatnonzero(~judging)))
-    return best([*ways, *learnt], rows.rows[judging], expected[judging])
+        return (model, f"{how}; not trained for it: {judging.sum()} rows would judge that, fewer than {FEWEST}"), False
+    part, learnt = rows.part(np.flatnonzero(~judging)), []
+    for place, (way, described) in enumerate(ways):
+        tuned = fine_tuned(clean, way, part)
+        if tuned is not None:
+            again, _ = _ways(rung, tuned, part.rows)[place]
+            learnt.append((again, f"{described}; trained for it on {len(part)} rows by FP32's answers and labels"))
+    if not learnt:
+        return (model, f"{how}; not trained for it: the graph is no chain of layers that can be"), False
+    seen, right = rows.rows[judging], expected[judging]
+    found = best(learnt, seen, right)
+    if _agrees(found, seen, right) > _agrees(chosen, seen, right):
+        return found, True
+    return (model, f"{how}; training for it gained nothing"), True
 
 
-def _sign(card: Card, parent: receipt.Receipt, public: bool, folder: Path, records: Records) -> None:
+def _sign(card: Card, uses_of: dict[RungName, str | None], parent: receipt.Receipt, public: bool, folder: Path, records: Records) -> None:
     """A receipt for each rung, and one for the card with all of those."""
     covered: receipt.Covered = "public by declaration" if public else "NOT COVERED"
     validating = receipt.Use(what=VALIDATING, covered=covered, note=f"{card.rungs[0].accuracy.rows} rows")
@@ -191,7 +233,7 @@ def _sign(card: Card, parent: receipt.Receipt, public: bool, folder: Path, recor
     write_atomically(folder / CARD, card.content(), mode=0o644)
     every: list[receipt.Use] = [validating]
     for one in card.rungs:
-        what = _USES[one.rung]
+        what = uses_of[one.rung]
         uses = [receipt.Use(what=f"{one.rung}: {what}", covered=covered)] if what else []
         derive(parent, [*uses, validating], dict(one.files), records).write(folder / receipt_name(one.rung))
         every += uses

@@ -10,7 +10,6 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from qedge.edge.building.graph import around, constant_weights
 from qedge.edge.building.integers import Made, int8, silent
-from qedge.edge.calibration import Labelled
 from qedge.edge.rung import Rows
 from qedge.errors import UnfitGraph
 
@@ -35,19 +34,6 @@ def nbits(model: onnx.ModelProto, bits: int, rows: Rows, *, saturates: bool) -> 
     if convolutions:
         (mixed, _), *_ = int8(model, rows, saturates=saturates, only="Conv")
         made.append((_quantised(mixed, bits, _BLOCKS[0]), f"weights of MatMul to {bits} bits, {len(convolutions)} convolutions to 8 bits"))
-    return made
-
-
-def fine_tuned_nbits(model: onnx.ModelProto, bits: int, rows: Labelled) -> list[Made]:
-    """As `nbits`, of weights that were trained for it; nothing where the graph is no chain that can be trained."""
-    from qedge.edge.building.fine_tuning import fine_tuned  # torch
-
-    made = []
-    for block in _BLOCKS:
-        learnt = fine_tuned(model, bits, block, rows)
-        if learnt is not None:
-            how = f"weights of MatMul to {bits} bits in blocks of {block}, trained for it on {len(rows)} rows by FP32's answers and labels"
-            made.append((_quantised(learnt, bits, block), how))
     return made
 
 
