@@ -51,9 +51,9 @@ class Home:
         """These rungs of the model, by the digits."""
         return Asked("digits", "1", rungs or ONNX_RUNGS, self.calibration, public)
 
-    def attached(self, folder: Path, rungs: dict[RungName, Told]) -> Ladder:
+    def attached(self, folder: Path, rungs: dict[RungName, Told], *, public: bool = True) -> Ladder:
         """A new ladder of the version, kept with it, and said to have been measured here, with these costs."""
-        ladder = build(self.asked(*rungs), self.model, folder, self.records)
+        ladder = build(self.asked(*rungs, public=public), self.model, folder, self.records)
         registry = Registry(self.settings)
         registry.attach_ladder(registry.resolve("digits/1"), folder, ladder.id)
         keep_card(self.settings.home, ladder.id, ladder.card.measured({rung: told.cost() for rung, told in rungs.items()}, this_machine()))

@@ -17,6 +17,7 @@ from qedge.edge.hardware import providers, this_machine
 from qedge.edge.ladder import Ladder
 from qedge.edge.measurement import Way, choose, measure, thread_counts, worth
 from qedge.edge.node import card_here, keep_card, own_card
+from qedge.edge.rung import RungName
 from qedge.edge.session import CPU
 from qedge.errors import EdgeError, InvalidCalibration, ModelError
 from qedge.security.keys import Keys
@@ -197,3 +198,19 @@ class TestRun:
             assert call(home, "run", "digits", str(wrong))["error"]["code"] == "request.invalid"  # type: ignore[index]
         np.save(wrong, np.zeros((2, 63), np.float32))
         assert call(home, "run", "digits", str(wrong))["error"]["code"] == "request.invalid"  # type: ignore[index]
+
+
+def test_where_it_is_asked_no_rung_answers_that_owes_to_rows_which_nothing_covers(
+    own_home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "rows.npy", own_home.calibration.held.rows[:3])
+    ask = ("run", "digits", str(tmp_path / "rows.npy"))
+    rungs: dict[RungName, Told] = {"fp32": Told(), "int4": Told(p95_ms=0.5)}
+    own_home.attached(tmp_path / "open", rungs, public=False)
+    assert call(own_home, *ask)["rung"] == "int4"
+    monkeypatch.setenv("QEDGE_EDGE__COVERED_ONLY", "true")
+    refused = call(own_home, *ask)["error"]
+    assert refused["code"] == "privacy.refused"  # type: ignore[index]
+    assert "int4: choosing among quantisations" in refused["message"]  # type: ignore[index]
+    own_home.attached(tmp_path / "public", rungs)
+    assert call(own_home, *ask)["rung"] == "int4"
