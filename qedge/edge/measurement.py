@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,29 +103,43 @@ def choose(ladder: Ladder, rung: str, rows: Rows, provider: str | None = None) -
 
     provider: to be used; default: of all that the machine has, each that can run the rung.
     """
-    runners = dict(_runners(ladder, rung, provider))
-    if not runners:
-        raise Failed(f"{rung}: no execution provider of this machine can run it", rung=rung)
-    times = {(way, batch): math.inf for way in runners for batch in (1, max(BATCHES))}
+    times: dict[tuple[Way, int], float] = {}
+    ways = _ways(rung, provider)
     for _ in range(_TURNS):
-        for way, batch in times:
-            times[way, batch] = min(times[way, batch], float(np.median(_calls(runners[way], _batch(rows, batch), 0.15))))
-    found = worth(times)
-    tried = {str(way): 1e3 * times[way, 1] for way in runners}
-    return {**found._asdict(), "tried": tried}
+        for way in tuple(ways):
+            try:
+                taken = _taken(ladder, rung, way, rows)
+            except (ModelError, Failed):
+                if way.provider == CPU:
+                    raise
+                ways.remove(way)
+                continue
+            for batch, seconds in taken.items():
+                times[way, batch] = min(times.get((way, batch), math.inf), seconds)
+    if not ways:
+        raise Failed(f"{rung}: {provider} cannot run it", rung=rung)
+    found = worth({(way, batch): seconds for (way, batch), seconds in times.items() if way in ways})
+    return {**found._asdict(), "tried": {str(way): 1e3 * times[way, 1] for way in ways}}
 
 
-def _runners(ladder: Ladder, rung: str, provider: str | None) -> Iterator[tuple[Way, Runner]]:
-    """The rung loaded in each way that can be had; accelerators have their own threads and layouts."""
-    for name in (CPU,) if rung == "binary" else (provider,) if provider else providers():
-        threads = thread_counts(this_machine().cores) if name == CPU and rung != "binary" else (1,)
-        for prepacked in (False, True) if name == CPU and rung != "binary" else (False,):
-            for count in threads:
-                try:
-                    yield Way(name, prepacked, count), ladder.load(rung, prepacked=prepacked, threads=count, provider=name)
-                except ModelError:
-                    if name == CPU:
-                        raise
+def _ways(rung: str, provider: str | None) -> list[Way]:
+    """Each way to run the rung; accelerators have their own threads and layouts."""
+    if rung == "binary":
+        return [Way(CPU, False, 1)]
+    found = []
+    for name in (provider,) if provider else providers():
+        counts, layouts = (thread_counts(this_machine().cores), (False, True)) if name == CPU else ((1,), (False,))
+        found += [Way(name, prepacked, threads) for prepacked in layouts for threads in counts]
+    return found
+
+
+def _taken(ladder: Ladder, rung: str, way: Way, rows: Rows) -> dict[int, float]:
+    """Seconds of a call by batch, the median. One way is loaded at a time, so that a small machine's memory will do."""
+    runner = ladder.load(rung, **way._asdict())
+    try:
+        return {batch: float(np.median(_calls(runner, _batch(rows, batch), 0.15))) for batch in (1, max(BATCHES))}
+    finally:
+        runner.close()
 
 
 def thread_counts(cores: int) -> tuple[int, ...]:

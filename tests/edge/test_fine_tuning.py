@@ -178,6 +178,17 @@ def test_too_few_rows_to_judge_by_train_nothing(clean: onnx.ModelProto, tmp_path
     assert made.use == "choosing among quantisations"
 
 
+@pytest.mark.slow
+def test_nothing_is_trained_where_that_is_asked_nor_kept_where_it_diverges(clean: onnx.ModelProto, tmp_path: Path) -> None:
+    fitting = EVERY.part(np.arange(1200))
+    graph.write(clean, tmp_path, "fp32")
+    made = make_rung("int2", clean, fitting, OnnxRunner.load(tmp_path / "fp32.onnx"), tmp_path, training=False)
+    assert made.how.split(" in blocks of ")[0] == "weights of MatMul to 2 bits"
+    assert (made.use, "train" in made.how) == ("choosing among quantisations", False)
+    endless = Labelled(np.full((64, 64), np.inf, np.float32), np.arange(64) % 10)
+    assert fine_tuned(clean, nbits(clean, 2, fitting.rows, saturates=False)[0][0], endless) is None
+
+
 def branching() -> onnx.ModelProto:
     """A graph one of whose values goes two ways."""
     model = two_layers(0)

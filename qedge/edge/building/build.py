@@ -155,8 +155,12 @@ def cleaned_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     return graph.named(graph.with_matmul(graph.named(graph.cleaned(model))))
 
 
-def make_rung(rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference: OnnxRunner, folder: Path) -> Made:
+def make_rung(
+    rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference: OnnxRunner, folder: Path, *, training: bool = True
+) -> Made:
     """A rung's files in `folder`. clean: as `cleaned_graph` leaves it; rows: to make it by; reference: its FP32 rung, loaded.
+
+    training: of weights for their rounding, where it loses; BINARY is trained in any case.
 
     Raises:
         UnfitGraph: a graph that the rung cannot be made of.
@@ -170,7 +174,7 @@ def make_rung(rung: RungName, clean: onnx.ModelProto, rows: Labelled, reference:
     if use is not None:
         expected = answers(reference, rows.rows)
         chosen = best(ways, rows.rows, expected)
-        if _agrees(chosen, rows.rows, expected) < NEED:
+        if training and _agrees(chosen, rows.rows, expected) < NEED:
             chosen, trained = _with_fine_tuning(rung, clean, rows, ways, chosen, expected)
             use += ", and training weights for them" if trained else ""
     model, how = chosen
@@ -217,7 +221,7 @@ def _with_fine_tuning(
             again, _ = _ways(rung, tuned, part.rows)[place]
             learnt.append((again, f"{described}; trained for it on {len(part)} rows by FP32's answers and labels"))
     if not learnt:
-        return (model, f"{how}; not trained for it: the graph is no chain of layers that can be"), False
+        return (model, f"{how}; not trained for it: the graph is no chain of layers that can be, or it diverged"), False
     seen, right = rows.rows[judging], expected[judging]
     found = best(learnt, seen, right)
     if _agrees(found, seen, right) > _agrees(chosen, seen, right):

@@ -18,7 +18,7 @@ _SEED = 0
 
 
 def fine_tuned(whole: onnx.ModelProto, rung: onnx.ModelProto, rows: Labelled) -> onnx.ModelProto | None:
-    """The FP32 graph with weights that lose little when they are rounded as in `rung`; None where that is no chain of layers.
+    """The FP32 graph with weights that lose little when they are rounded as in `rung`; None where that is no chain, or training diverges.
 
     whole: as `cleaned_graph` leaves it; rung: made from it; rows: to train by.
     """
@@ -27,4 +27,4 @@ def fine_tuned(whole: onnx.ModelProto, rung: onnx.ModelProto, rows: Labelled) ->
         return None
     learnt = train(student, torch.from_numpy(rows.rows), torch.from_numpy(rows.labels), COURSE, _SEED, teacher=teacher)
     assert isinstance(learnt, Chain)
-    return learnt.put_into(whole)
+    return learnt.put_into(whole) if all(bool(value.isfinite().all()) for value in learnt.values) else None

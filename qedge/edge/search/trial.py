@@ -177,7 +177,7 @@ class Trial:
         runner = OnnxRunner.load(place / "fp32.onnx", prepacked=True)
         if self.rung == "fp32":
             return runner, total_bytes(place, reference)
-        made = make_rung(self.rung, clean, rows.training, runner, place)
+        made = make_rung(self.rung, clean, rows.training, runner, place, training=trained)
         runner.close()
         for name in reference:
             (place / name).unlink()
