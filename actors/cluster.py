@@ -107,7 +107,8 @@ def start_head(settings: Settings, *, serve: bool = False) -> ClusterRecord:
     """Start the home's own cluster, which outlives this process; when it is already running, say where.
 
     Ray is up when this returns; Serve is still coming up, behind the lock of `serve_starting`, so that the first model to be
-    deployed finds it there. Where its port is taken it is left out, or, with `serve`, the cluster is refused.
+    deployed finds it there. Where its port is taken it is left out, or, with `serve`, the cluster is refused; a
+    port that is taken between this look and Serve's is left out as well, and `cluster.log` says so.
 
     Raises:
         PortInUse: `serve`, and the port for HTTP is taken; nothing was started.
@@ -206,6 +207,14 @@ def note_endpoint(settings: Settings, url: str) -> None:
     record = connected_head(settings)
     if record is not None and record.serve_url != url:
         _write(settings, record.model_copy(update={"serve_url": url, "serve_host": settings.serve.host}))
+
+
+def drop_endpoint(settings: Settings) -> None:
+    """Put on the record of the home's own cluster that its Serve did not come up; waits for a `start_head` that writes the record."""
+    with _alone(settings):
+        record = _recorded(settings)
+        if record is not None:
+            _write(settings, record.model_copy(update={"serve_url": None, "serve_host": None}))
 
 
 def refuse_elsewhere(record: ClusterRecord, *, address: str | None = None, host: str | None = None, port: int | None = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import secrets
 import shutil
 import socket
@@ -15,13 +16,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
 from qedge.config import Settings
-from qedge.errors import AddressUnreachable, InvalidConfig, PortInUse
+from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse
 from qedge.storage import storage_errors, write_beside
 
 MARK = "IN_QEDGE_CLUSTER"
@@ -30,6 +31,7 @@ _PREFIX = "qe-"
 _ABANDONED_AFTER_S = 3600.0
 _TAKEN = {errno.EADDRINUSE, errno.EACCES}
 _REPLICA_PORTS = range(20000, 30000, 100)
+_SINGLE_PORTS = range(30000, 32768)
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
@@ -100,7 +102,7 @@ def cluster_environment(settings: Settings, folder: Path) -> dict[str, str | Non
     """Variables of a new cluster: token, patience, and an HAProxy whose ports and sockets no other cluster has."""
     haproxy = folder / "h"
     haproxy.mkdir()
-    metrics, stats, http, grpc = _free_ports(4)
+    metrics, stats, http, grpc = free_ports(4)
     replicas = secrets.choice(_REPLICA_PORTS)
     return token_environment(settings) | {
         MARK: str(folder),
@@ -177,6 +179,25 @@ def refuse_taken_port(host: str, port: int) -> None:
         raise InvalidConfig(f"serve.host '{host}' is no address of this machine: {error.strerror}", given=host) from None
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, for a server that binds them in a moment.
+
+    Drawn from below those that Linux gives to connections (`ip_local_port_range`, from 32768 on): a port that the system names
+    when asked for any may be some connection's own by the time that it is bound.
+
+    Raises:
+        Failed: there are not so many.
+    """
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_SINGLE_PORTS, len(_SINGLE_PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise Failed(f"of the ports {_SINGLE_PORTS.start} to {_SINGLE_PORTS.stop - 1} only {len(found)} are free; {count} are needed")
+
+
 def ask_alive(address: str, token: str | None, timeout_s: float) -> bool:
     """Whether a Ray of ours answers at HOST:PORT, asked directly: Ray's own client tries for 20 to 40 s before it gives up.
 
@@ -208,11 +229,3 @@ def is_closed(address: str) -> bool:
     except OSError:
         return False
     return False
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("", 0))
-        return [one.getsockname()[1] for one in sockets]

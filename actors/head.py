@@ -9,12 +9,14 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 from actors import session
-from actors.cluster import serve_starting
+from actors.cluster import drop_endpoint, serve_starting
 from actors.serving import start_serve
 from qedge.config import Settings
+from qedge.errors import QEdgeError
 from qedge.storage import write_atomically
 
 
@@ -27,8 +29,21 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: stopping.set())
         write_atomically(folder / "address", address.encode())
         if sys.argv[2] == "serve":
-            start_serve(settings)
+            _serve(settings)
     stopping.wait()
+
+
+def _serve(settings: Settings) -> None:
+    """Start Serve. Where its port was taken since `qedge start` looked, Ray goes on without, and whoever deploys is told of the port."""
+    from ray import serve
+    from ray.exceptions import RayError
+
+    try:
+        start_serve(settings)
+    except (QEdgeError, RayError, RuntimeError, ValueError, TimeoutError):
+        traceback.print_exc()  # into the home's cluster.log
+        serve.shutdown()
+        drop_endpoint(settings)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import argparse
 import json
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -43,11 +42,13 @@ JOB = {
 
 def run_demo(home: Path, keep: bool) -> int:
     """Run the commands one after another; the exit code of the first that fails, else 0."""
+    from actors.environment import free_ports
+
     begun = time.monotonic()
     home.mkdir(parents=True, exist_ok=True)
     job = home / "digits.yaml"
     job.write_text("# the job of `make demo`; change it and run `qedge train` on it\n" + yaml.safe_dump(JOB, sort_keys=False))
-    port = _free_port()
+    (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     try:
         _run(home, "start", "--port", str(port))
@@ -103,13 +104,6 @@ def _summary(home: Path, trained: dict[str, object], answered: dict[str, object]
             f"done in {seconds:.0f} s",
         ]
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from actors.environment import free_ports
 from serve_apps.inference import InferenceServer
 from serve_apps.open_inference import build
 
@@ -31,10 +32,8 @@ def endpoint(server: InferenceServer) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port that nobody listened on a moment ago, and that no connection is given."""
+    (port,) = free_ports(1)
     return port
 
 

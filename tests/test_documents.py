@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from qedge.config import load
 from qedge.job import TrainingJob
 from qedge.job.search_space import SearchJob
 from qedge.privacy.accounting import allowance, frozen_order
+from tests.endpoint import free_port
 from tests.readme_tables import README, render
 
 TEXT = README.read_text()
@@ -167,9 +167,7 @@ def test_the_readme_journey_over_ones_own_table_runs(tmp_path: Path):
     job = YAML[0]
     (tmp_path / "job.yaml").write_text(job)
     assert TrainingJob.load(tmp_path / "job.yaml").name == "activity"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     first = next(index for index, line in enumerate(CONSOLE) if line.startswith("qedge budget set"))
     journey = CONSOLE[first : CONSOLE.index("qedge stop") + 1]
     assert len(journey) == 7

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from actors.cluster import start_head, stop_head
+from actors.environment import free_ports
 from qedge.config import Settings, load
 from qedge.job import TrainingJob
 
@@ -102,6 +103,5 @@ def changed(job: TrainingJob, **parts: object) -> TrainingJob:
 
 def free_port() -> int:
     """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    (port,) = free_ports(1)
+    return port

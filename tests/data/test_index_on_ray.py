@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from qedge.data.index import FEATURES
 from qedge.data.indexing import make_index
 from qedge.errors import Failed
 from qedge.federated.events import Event, RoundFinished
+from tests.endpoint import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -24,10 +24,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Settings of a home with a Ray of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = load(home=tmp_path_factory.mktemp("ray") / "home", environ={}, serve={"port": port})
+    settings = load(home=tmp_path_factory.mktemp("ray") / "home", environ={}, serve={"port": free_port()})
     start_head(settings)
     try:
         yield settings

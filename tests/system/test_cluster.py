@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from actors import environment
 from actors.cluster import ClusterRecord, connect, head, serve_starting, serve_url, start_head, status, stop_head
+from actors.serving import start_serve
 from qedge.config import Settings, load
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse
 from tests.endpoint import eventually, free_port
@@ -185,6 +186,30 @@ def _answer_once(listening: socket.socket, content: bytes) -> None:
         return
     with connection:
         connection.sendall(content)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_while_serve_starts_costs_the_endpoint_and_not_the_ray(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path)
+    try:
+        with socket.socket() as taken:
+            record = start_head(settings)
+            taken.bind(("127.0.0.1", settings.serve.port))  # Serve is still coming up
+            taken.listen()
+            assert record.serve_url is not None
+            with serve_starting(settings):
+                pass
+            after = head(settings)
+            assert after == record.model_copy(update={"serve_url": None, "serve_host": None})
+            assert "PortInUse" in (tmp_path / "cluster.log").read_text() or "Failed to bind" in (tmp_path / "cluster.log").read_text()
+            with connect(settings, start=False):
+                with pytest.raises(PortInUse, match=str(settings.serve.port)):
+                    start_serve(settings)
+                taken.close()
+                start_serve(settings)
+        socket.create_connection(("127.0.0.1", settings.serve.port), timeout=10).close()
+    finally:
+        stop_head(settings)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from qedge.config import Settings, load
 from qedge.errors import AddressUnreachable
 from qedge.federated.events import Event, RoundFinished
 from qedge.records import Records
+from tests.endpoint import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +25,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, ClusterRecord]]:
     """A Ray of this module's own, and the settings of the home that started it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = load(home=tmp_path_factory.mktemp("ray") / "home", environ={}, serve={"port": port})
+    settings = load(home=tmp_path_factory.mktemp("ray") / "home", environ={}, serve={"port": free_port()})
     record = start_head(settings)
     try:
         yield settings, record
@@ -85,10 +82,7 @@ def test_a_client_node_that_hangs_costs_one_deadline_and_changes_no_bit(running,
 
 
 def test_an_address_that_does_not_answer_is_refused_before_anything_is_held(settings, make_job):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = f"127.0.0.1:{probe.getsockname()[1]}"
-    away = settings.model_copy(update={"address": nobody})
+    away = settings.model_copy(update={"address": f"127.0.0.1:{free_port()}"})
     with pytest.raises(AddressUnreachable):
         train(make_job(), backend="ray", settings=away)
     assert Records.open(settings.home).ledger.scopes() == []
