@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from actors import environment, session
 from qedge.config import Settings, ensure_home
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse, QEdgeError
+from qedge.ports import refuse_taken_port
 from qedge.sdk import Client
 from qedge.storage import locked, write_atomically
 
@@ -289,7 +290,7 @@ def _end_recorded(settings: Settings) -> bool:
 
 def _free_endpoint(settings: Settings, *, required: bool) -> str | None:
     try:
-        environment.refuse_taken_port(settings.serve.host, settings.serve.port)
+        refuse_taken_port(settings.serve.host, settings.serve.port)
     except PortInUse:
         if required:
             raise

@@ -6,9 +6,7 @@ cluster on the machine would answer for the first. All of them are moved here, b
 
 from __future__ import annotations
 
-import errno
 import os
-import random
 import secrets
 import shutil
 import socket
@@ -22,16 +20,15 @@ from pathlib import Path
 import psutil
 
 from qedge.config import Settings
-from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse
+from qedge.errors import AddressUnreachable
+from qedge.ports import free_ports
 from qedge.storage import storage_errors, write_beside
 
 MARK = "IN_QEDGE_CLUSTER"
 _LONGEST_TEMPORARY_FOLDER = 30
 _PREFIX = "qe-"
 _ABANDONED_AFTER_S = 3600.0
-_TAKEN = {errno.EADDRINUSE, errno.EACCES}
 _REPLICA_PORTS = range(20000, 30000, 100)
-_SINGLE_PORTS = range(30000, 32768)
 _CHECK_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
@@ -157,45 +154,6 @@ def _mark_of(process: psutil.Process) -> str | None:
     except (psutil.Error, OSError):
         return None
     return mark
-
-
-def refuse_taken_port(host: str, port: int) -> None:
-    """Check that this machine can listen on `host:port`.
-
-    Raises:
-        PortInUse: another process does, or the system keeps the port to itself.
-        InvalidConfig: `host` is no address of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno in _TAKEN:
-            raise PortInUse(
-                f"port {port} on {host} is taken ({error.strerror}); set serve.port (QEDGE_SERVE__PORT) to a free one", port=port
-            ) from None
-        raise InvalidConfig(f"serve.host '{host}' is no address of this machine: {error.strerror}", given=host) from None
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, for a server that binds them in a moment.
-
-    Drawn from below those that Linux gives to connections (`ip_local_port_range`, from 32768 on): a port that the system names
-    when asked for any may be some connection's own by the time that it is bound.
-
-    Raises:
-        Failed: there are not so many.
-    """
-    found: list[int] = []
-    for port in random.SystemRandom().sample(_SINGLE_PORTS, len(_SINGLE_PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise Failed(f"of the ports {_SINGLE_PORTS.start} to {_SINGLE_PORTS.stop - 1} only {len(found)} are free; {count} are needed")
 
 
 def ask_alive(address: str, token: str | None, timeout_s: float) -> bool:

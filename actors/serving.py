@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from actors.environment import refuse_taken_port
 from qedge.config import Settings
+from qedge.ports import refuse_taken_port
 
 if TYPE_CHECKING:
     from ray.serve.schema import LoggingConfig

@@ -20,6 +20,7 @@ import yaml
 
 from qedge.command import INTERRUPTED, how_to_go_on
 from qedge.federated.run_folder import RunFolder, run_ids
+from qedge.ports import free_ports
 
 JOB = {
     "name": "digits",
@@ -42,8 +43,6 @@ JOB = {
 
 def run_demo(home: Path, keep: bool) -> int:
     """Run the commands one after another; the exit code of the first that fails, else 0."""
-    from actors.environment import free_ports
-
     begun = time.monotonic()
     home.mkdir(parents=True, exist_ok=True)
     job = home / "digits.yaml"

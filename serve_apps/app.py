@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 from actors.cluster import connected_head, note_endpoint, serve_starting, serve_url
-from actors.environment import refuse_taken_port
 from actors.serving import quiet, start_serve
 from qedge import __version__
 from qedge.config import Settings
 from qedge.errors import Failed, QEdgeError, UnknownModel, nearest
+from qedge.ports import refuse_taken_port
 from qedge.sdk import Client
 from qedge.security.keys import Keys, public_text
 from serve_apps.inference import InferenceServer

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from actors.environment import free_ports
+from qedge.ports import free_ports
 from serve_apps.inference import InferenceServer
 from serve_apps.open_inference import build
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import psutil
 
 from actors.cluster import start_head, stop_head
-from actors.environment import free_ports
 from qedge.config import Settings, load
 from qedge.job import TrainingJob
+from qedge.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(__file__).with_name("jobs")

@@ -23,6 +23,7 @@ from actors.cluster import ClusterRecord, connect, head, serve_starting, serve_u
 from actors.serving import start_serve
 from qedge.config import Settings, load
 from qedge.errors import AddressUnreachable, Failed, InvalidConfig, PortInUse
+from qedge.ports import refuse_taken_port
 from tests.endpoint import eventually, free_port
 
 ASK = """
@@ -115,7 +116,7 @@ class TestWithoutRay:
 
     def test_a_host_that_is_not_this_machine_is_an_invalid_setting(self) -> None:
         with pytest.raises(InvalidConfig, match="no address of this machine"):
-            environment.refuse_taken_port("192.0.2.77", 8000)
+            refuse_taken_port("192.0.2.77", 8000)
 
     def test_a_token_is_made_once_and_nobody_else_may_read_it(self, tmp_path: Path) -> None:
         settings = settings_of(tmp_path)
