@@ -15,30 +15,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnx
-import torch
-from torch import nn
 
-from qedge.data.federation import Schema
-from qedge.edge.building import floats, graph, integers, nbits
-from qedge.edge.building.choice import answers, best
 from qedge.edge.card import Card
-from qedge.edge.hardware import this_machine
 from qedge.edge.ladder import Ladder
 from qedge.edge.measurement import measure as measure_ladder
 from qedge.edge.rung import Rows, RungName
 from qedge.edge.selector import Load, Requirement, choose
-from qedge.edge.session import OnnxRunner
 from qedge.errors import QEdgeError
-from qedge.export import to_onnx
-from qedge.job import Model
-from qedge.models import build
 from qedge.security.keys import Keys
+from tests.benchmarks.edge_networks import built, networks
 from tests.benchmarks.figures import Figure, at_most, beside
-from tests.edge_ladders import Told, ladder
 
 REPEAT = 3
-CLASSES = 10
 _TURNS = 9
 
 
@@ -47,9 +35,9 @@ def measure(repeat: int) -> list[Figure]:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as scratch:
         keys = Keys.open(Path(scratch) / "keys")
-        for name, (module, features) in _models().items():
+        for name, (module, features) in networks().items():
             rows = np.random.default_rng(0).random((64, features), np.float32)
-            opened = _built(Path(scratch) / name, name, module, rows, keys)
+            opened = built(Path(scratch) / name, name, module, rows, keys)
             card = measure_ladder(opened, rows)
             found = [_medians(opened, card, rows[:1]) for _ in range(repeat)]
             figures += _compared(name, card, found)
@@ -88,66 +76,3 @@ def _medians(opened: Ladder, card: Card, row: Rows) -> dict[RungName, float]:
                 if turn:
                     taken[rung].append(time.perf_counter() - began)
     return {rung: statistics.median(seconds) for rung, seconds in taken.items()}
-
-
-def _built(folder: Path, name: str, module: nn.Module, rows: Rows, keys: Keys) -> Ladder:
-    features = rows.shape[1]
-    zero = np.zeros(features, np.float32)
-    schema = Schema(tuple(f"x{place}" for place in range(features)), tuple(range(CLASSES)), "given", zero, zero + 1, True)
-    path = folder.parent / f"{name}.onnx"
-    to_onnx(module.eval(), schema, path)
-    clean = graph.named(graph.with_matmul(graph.named(graph.cleaned(graph.read(path)))))
-    graph.write(clean, folder.parent, f"{name}-fp32")
-    expected, saturates = answers(OnnxRunner.load(folder.parent / f"{name}-fp32.onnx"), rows), this_machine().saturates
-    made: dict[RungName, tuple[onnx.ModelProto, Told]] = {"fp32": (floats.fp32(clean)[0], Told()), "fp16": (floats.fp16(clean)[0], Told())}
-    made["int8"] = best(integers.int8(clean, rows, saturates=saturates), rows, expected)[0], Told()
-    for rung, bits in (("int4", 4), ("int2", 2)):
-        ways = nbits.nbits(clean, bits, rows, saturates=saturates)
-        made[rung] = best(ways, rows, expected)[0], Told()  # type: ignore[index]
-    return ladder(folder, made, keys, name=name, features=features, labels=tuple(range(CLASSES)))[0]
-
-
-def _models() -> dict[str, tuple[nn.Module, int]]:
-    torch.manual_seed(0)
-    return {
-        "mlp": (build(Model(kind="mlp", hidden=(512, 512)), 784, CLASSES, 0), 784),
-        "cnn": (build(Model(kind="cnn", channels=(16, 32), image=(1, 28, 28)), 784, CLASSES, 0), 784),
-        "mobilenet": (_mobile(), 3 * 64 * 64),
-        "transformer": (_Transformer(), 16 * 64),
-    }
-
-
-def _mobile() -> nn.Module:
-    """Depthwise and pointwise convolutions in turn, each with ReLU6."""
-    layers: list[nn.Module] = [nn.Unflatten(1, (3, 64, 64)), nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU6()]
-    for before, after, stride in ((32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)):
-        layers += [nn.Conv2d(before, before, 3, stride, 1, groups=before), nn.ReLU6(), nn.Conv2d(before, after, 1), nn.ReLU6()]
-    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Flatten(), nn.Linear(512, CLASSES))
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.before, self.after = heads, nn.LayerNorm(width), nn.LayerNorm(width)
-        self.given, self.joined = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.within = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        length, width = tokens.shape[1:]
-        parts = self.given(self.before(tokens)).reshape(-1, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        weights = torch.softmax(parts[0] @ parts[1].transpose(-1, -2) / (width // self.heads) ** 0.5, dim=-1)
-        tokens = tokens + self.joined((weights @ parts[2]).transpose(1, 2).reshape(-1, length, width))
-        return tokens + self.within(self.after(tokens))
-
-
-class _Transformer(nn.Module):
-    def __init__(self, patches: int = 16, size: int = 64, width: int = 128, blocks: int = 4) -> None:
-        super().__init__()
-        self.shape, self.taken = (patches, size), nn.Linear(size, width)
-        self.place = nn.Parameter(0.02 * torch.randn(1, patches, width))
-        self.blocks, self.last = nn.Sequential(*(_Block(width, 4) for _ in range(blocks))), nn.Linear(width, CLASSES)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        tokens = self.blocks(self.taken(rows.reshape(-1, *self.shape)) + self.place)
-        found: torch.Tensor = self.last(tokens.mean(dim=1))
-        return found

@@ -66,6 +66,7 @@ PFL = Peer("pfl", "0.6.0", launch=("-m", "torch.distributed.run", "--standalone"
 NVFLARE = Peer("NVFLARE", "2.9.0")
 MITIQ = Peer("mitiq", "1.1.0")
 QISKIT = Peer("Qiskit", "2.3.0")
+RUNTIMES = Peer("runtimes", "1")  # of edge models: all that edge_peers asks
 
 
 @dataclass(frozen=True)
