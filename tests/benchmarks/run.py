@@ -19,17 +19,8 @@ from tests.benchmarks.results import RESULTS, put, section
 NAMES = (
     *("accuracy", "binary_rung", "parity", "crashes", "dpsgd", "kernels", "ledger_load", "privacy_cost", "rounds", "scale"),
     *("secure", "secure_rounds", "startup"),
-    *(
-        "edge_cascade",
-        "edge_compression",
-        "edge_engine",
-        "edge_gateway",
-        "edge_peers",
-        "edge_search",
-        "edge_selector",
-        "edge_sharing",
-        "edge_storm",
-    ),
+    *("edge_cascade", "edge_compression", "edge_engine", "edge_gateway", "edge_peers", "edge_search"),
+    *("edge_selector", "edge_sharing", "edge_storm"),
     *("quantum_compilation", "quantum_federated", "quantum_kernels", "quantum_layers", "quantum_mitigation", "quantum_qaoa"),
     *("quantum_vqe", "quantum_workers"),
 )
