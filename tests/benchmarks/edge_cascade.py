@@ -3,8 +3,8 @@
 Five folds: the big model, an MLP 784-4096-4096-10, and a small one, 784-128-10, learn 3000 digits by their labels; on 1000 others the gap
 is fitted, cross-fitted in five, for at most 0.3 points of accuracy lost; the last 1000 are asked. Points lost are the big model's accuracy
 less the cascade's, of the same 5000 digits, with the 95 % interval of the paired differences. The two are rungs of one ladder, measured
-once, and asked through the engine, digit by digit, the cascade and the big model alone taking turns of 50 digits, since a call of the big one
-empties the processor's caches for the next; times are means.
+once, and asked through the engine, digit by digit; times are means. The cascade and the big model alone take turns of 50 digits: a call of
+the big one empties the processor's caches for the next.
 """
 
 from __future__ import annotations
