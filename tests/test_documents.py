@@ -190,7 +190,8 @@ def test_the_readme_journey_over_ones_own_table_runs(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", sorted((README.parent / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
-def test_the_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path):
+def test_the_notebook_runs_from_top_to_bottom(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # its homes are made there
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells), "notebooks are kept without outputs"
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
