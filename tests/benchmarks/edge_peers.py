@@ -2,9 +2,11 @@
 
 The networks are those of edge_selector, their weights random. The engine has a ladder of FP32, FP16, INT8, INT4 and INT2, measured here,
 and takes the rung that its card says is fastest; asked again for FP32 alone, it computes what the others compute. They have FP32, an
-environment and a process of their own, and their defaults (OpenVINO its latency hint, ExecuTorch its XNNPACK delegate); what they compile
-is made for just so many rows. All take turns of 40 calls, and a turn's figure is its median. Each must answer as the engine's FP32 does,
-within 1e-4, or is left out. The engine checks rows, holds rungs and copies answers; the others do what a call of theirs does.
+environment and a process of their own, and their defaults (OpenVINO its latency hint, and float32 where it would round to bfloat16;
+ExecuTorch its XNNPACK delegate); what they compile is made for just so many rows. All take turns of 40 calls, and a turn's figure is its
+median. Each must answer as the engine's FP32 does, within 1e-4, or is left out. By their defaults they take all cores, and keep them busy
+between calls; the engine takes as many threads as its card says are worth it. What a call costs is therefore told twice: time, and CPU time
+of the whole process. The engine checks rows, holds rungs and copies answers; the others do what a call of theirs does.
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
+from qedge.edge.card import Card
 from qedge.edge.engine import EdgeEngine
 from qedge.edge.ladder import Ladder
 from qedge.edge.measurement import measure as measure_ladder
-from qedge.edge.rung import Rows
+from qedge.edge.rung import Rows, RungName
 from qedge.export import Served
 from qedge.security.keys import Keys
 from tests.benchmarks.edge_networks import built, networks, schema_of
-from tests.benchmarks.figures import Figure, beside
+from tests.benchmarks.figures import Figure, spread
 from tests.benchmarks.peers import HERE, RUNTIMES
 from tests.benchmarks.surroundings import environment
 
@@ -44,6 +48,7 @@ def measure(repeat: int) -> list[Figure]:
         keys = Keys.open(Path(scratch) / "keys")
         for name, (module, features) in networks().items():
             rows = np.random.default_rng(0).random((64, features), np.float32)
+            (Path(scratch) / name).mkdir()
             ladder = built(Path(scratch) / name / "ladder", name, module, rows, keys)
             for count in (1, 32):
                 _given(module, rows[:count], Path(scratch) / name)
@@ -87,7 +92,7 @@ def _turns(name: str, ladder: Ladder, rows: Rows, count: int, others: _Others, f
     names = others.say(open=str(folder / f"{name}.onnx"), rows=count)
     assert isinstance(names, list)
     alone = Ladder(ladder.folder, ladder.id, ladder.card.model_copy(update={"rungs": (ladder.card["fp32"],)}), ladder.receipts)
-    taken: dict[str, list[float]] = {"chosen": [], "fp32": []} | {other: [] for other in names}
+    taken: dict[str, list[Taken]] = {"chosen": [], "fp32": []} | {other: [] for other in names}
     wrong: set[str] = set()
     with EdgeEngine(1 << 30) as engine:
         engine.add("chosen", ladder, card=card)
@@ -95,32 +100,54 @@ def _turns(name: str, ladder: Ladder, rows: Rows, count: int, others: _Others, f
         expected, rung = engine.infer("fp32", given).probabilities, engine.infer("chosen", given).rung
         for _ in range(repeat):
             for ours in ("chosen", "fp32"):
-                taken[ours].append(_median(engine, ours, given))
+                taken[ours].append(_taken(engine, ours, given))
             for other in names:
                 said = others.say(ask=other, calls=CALLS)
                 assert isinstance(said, dict)
-                taken[other].append(1e3 * statistics.median(said["seconds"]))
+                taken[other].append(Taken(1e3 * statistics.median(said["seconds"]), 1e3 * said["cpu_s"]))
                 if not np.allclose(np.asarray(said["answer"], np.float32), expected, rtol=0, atol=CLOSE):
                     wrong.add(other)
     shown = f"{name}, {count} row{'s' if count > 1 else ''}"
-    figures = [beside(f"{shown}: the engine, {rung}", taken["chosen"], "ms"), beside("… the engine, fp32", taken["fp32"], "ms")]
+    figures = [Figure(f"{shown}: the engine, {_way(card, rung)}", "", _shown(taken["chosen"]))]
+    figures.append(Figure(f"… the engine, {_way(card, 'fp32')}", "", _shown(taken["fp32"])))
     for other in names:
-        if other in wrong:
-            figures.append(Figure(f"… {other}", "", "left out: it answers otherwise"))
-            continue
-        times = {ours: [theirs / mine for theirs, mine in zip(taken[other], taken[ours], strict=True)] for ours in ("chosen", "fp32")}
-        figures.append(beside(f"… {other}", taken[other], "ms"))
-        figures.append(beside(f"… {other}'s time over the engine's, {rung}", times["chosen"], "times"))
-        figures.append(beside(f"… {other}'s time over the engine's, fp32", times["fp32"], "times"))
+        said_of = "left out: it answers otherwise" if other in wrong else _shown(taken[other])
+        figures.append(Figure(f"… {other}", "", said_of))
+        if other not in wrong:
+            figures += [_over(taken[other], taken["chosen"], rung), _over(taken[other], taken["fp32"], "fp32")]
     return figures
 
 
-def _median(engine: EdgeEngine, name: str, rows: Rows) -> float:
-    """Milliseconds of a call, the median of CALLS after ten that are not counted."""
-    taken = []
-    for call in range(10 + CALLS):
+class Taken(NamedTuple):
+    """Milliseconds of a call: of the clock, the median, and of all threads together, the mean."""
+
+    clock: float
+    cpu: float
+
+
+def _way(card: Card, rung: RungName) -> str:
+    cost = card[rung].cost
+    assert cost is not None
+    return f"{rung} on {cost.threads} thread{'s' if cost.threads > 1 else ''}"
+
+
+def _shown(taken: list[Taken]) -> str:
+    return f"{spread([one.clock for one in taken], 'ms')}; CPU {statistics.median(one.cpu for one in taken):.3g} ms"
+
+
+def _over(theirs: list[Taken], ours: list[Taken], rung: RungName) -> Figure:
+    clock = [one.clock / mine.clock for one, mine in zip(theirs, ours, strict=True)]
+    cpu = statistics.median(one.cpu / mine.cpu for one, mine in zip(theirs, ours, strict=True))
+    return Figure(f"… … over the engine's {rung}", "", f"{spread(clock, 'times')}; CPU {cpu:.3g} times")
+
+
+def _taken(engine: EdgeEngine, name: str, rows: Rows) -> Taken:
+    """Of CALLS calls, after ten that are not counted."""
+    for _ in range(10):
+        engine.infer(name, rows)
+    taken, used = [], time.process_time()
+    for _ in range(CALLS):
         began = time.perf_counter()
         engine.infer(name, rows)
-        if call >= 10:
-            taken.append(time.perf_counter() - began)
-    return 1e3 * statistics.median(taken)
+        taken.append(time.perf_counter() - began)
+    return Taken(1e3 * statistics.median(taken), 1e3 * (time.process_time() - used) / CALLS)
