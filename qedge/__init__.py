@@ -11,20 +11,38 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 if TYPE_CHECKING:
+    from qedge.edge.engine import EdgeEngine
+    from qedge.edge.selector import Requirement
     from qedge.job import Query, TrainingJob
+    from qedge.registry.ladders import open_ladder
     from qedge.runs.quantum import QuantumRun, solve
     from qedge.runs.query import QueryResult, query
     from qedge.runs.training import TrainingResult, train
 
-__all__ = ["QuantumRun", "Query", "QueryResult", "TrainingJob", "TrainingResult", "query", "solve", "train"]
+__all__ = [
+    "EdgeEngine",
+    "QuantumRun",
+    "Query",
+    "QueryResult",
+    "Requirement",
+    "TrainingJob",
+    "TrainingResult",
+    "open_ladder",
+    "query",
+    "solve",
+    "train",
+]
 __version__ = "0.1.0"
 
 _HOME = {
+    "EdgeEngine": "qedge.edge.engine",
     "QuantumRun": "qedge.runs.quantum",
     "Query": "qedge.job",
     "QueryResult": "qedge.runs.query",
+    "Requirement": "qedge.edge.selector",
     "TrainingJob": "qedge.job",
     "TrainingResult": "qedge.runs.training",
+    "open_ladder": "qedge.registry.ladders",
     "query": "qedge.runs.query",
     "solve": "qedge.runs.quantum",
     "train": "qedge.runs.training",

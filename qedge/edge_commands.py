@@ -293,16 +293,9 @@ def _compressed(
 
 
 def _ladder(context: Context, model: str) -> Ladder:
-    """The ladder of a version, verified under this home's key."""
-    from qedge.edge.ladder import Ladder
-    from qedge.records import Records
-    from qedge.registry.registry import Registry
+    from qedge.registry.ladders import open_ladder
 
-    registry, home = Registry(context.settings), context.settings.home
-    version = registry.resolve(model)
-    return Ladder.open(
-        registry.fetch_ladder(version, home / "models" / version.name / str(version.version)), Records.open(home).keys.public
-    )
+    return open_ladder(model, context.settings)
 
 
 def _shown(context: Context, ladder: Ladder, found: Card) -> Facts:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from qedge.cli import main
 from qedge.config import Settings
+from qedge.edge.search.job import EdgeSearch
 from qedge.errors import QEdgeError
 from qedge.job import Query, TrainingJob
 from qedge.job.explanation import models_of
@@ -76,6 +77,10 @@ def _query() -> str:
     return _table(("key", "default", "what"), rows())
 
 
+def _edge_search() -> str:
+    return _table(("key", "default", "what"), _keys(EdgeSearch, ""))
+
+
 def _quantum() -> str:
     def rows() -> Iterator[tuple[str, ...]]:
         for part in (VQE, QAOA, QSVM, QNN, Backend):
@@ -134,6 +139,7 @@ def _errors() -> str:
 
 _TABLES = {
     "commands": _commands,
+    "edge_search": _edge_search,
     "job": _job,
     "query": _query,
     "quantum": _quantum,

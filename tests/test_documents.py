@@ -68,7 +68,7 @@ def test_the_driver_script_of_the_readme_runs(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_quantum_script_of_the_readme_runs(tmp_path: Path):
-    (script,) = PYTHON[1:]
+    script = PYTHON[1]
     assert len([line for line in script.splitlines() if line.strip()]) <= 10
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
