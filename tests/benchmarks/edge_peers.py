@@ -111,10 +111,9 @@ def _turns(name: str, ladder: Ladder, rows: Rows, count: int, others: _Others, f
     figures = [Figure(f"{shown}: the engine, {_way(card, rung)}", "", _shown(taken["chosen"]))]
     figures.append(Figure(f"… the engine, {_way(card, 'fp32')}", "", _shown(taken["fp32"])))
     for other in names:
-        said_of = "left out: it answers otherwise" if other in wrong else _shown(taken[other])
+        over = [f"{_over(taken[other], taken[ours])} of the engine's {what}" for ours, what in (("chosen", rung), ("fp32", "fp32"))]
+        said_of = "left out: it answers otherwise" if other in wrong else f"{_shown(taken[other])}; {', '.join(dict.fromkeys(over))}"
         figures.append(Figure(f"… {other}", "", said_of))
-        if other not in wrong:
-            figures += [_over(taken[other], taken["chosen"], rung), _over(taken[other], taken["fp32"], "fp32")]
     return figures
 
 
@@ -135,10 +134,9 @@ def _shown(taken: list[Taken]) -> str:
     return f"{spread([one.clock for one in taken], 'ms')}; CPU {statistics.median(one.cpu for one in taken):.3g} ms"
 
 
-def _over(theirs: list[Taken], ours: list[Taken], rung: RungName) -> Figure:
-    clock = [one.clock / mine.clock for one, mine in zip(theirs, ours, strict=True)]
-    cpu = statistics.median(one.cpu / mine.cpu for one, mine in zip(theirs, ours, strict=True))
-    return Figure(f"… … over the engine's {rung}", "", f"{spread(clock, 'times')}; CPU {cpu:.3g} times")
+def _over(theirs: list[Taken], ours: list[Taken]) -> str:
+    clock, cpu = (statistics.median(one[kind] / mine[kind] for one, mine in zip(theirs, ours, strict=True)) for kind in (0, 1))
+    return f"{clock:.3g} times the time and {cpu:.3g} times the CPU time"
 
 
 def _taken(engine: EdgeEngine, name: str, rows: Rows) -> Taken:
