@@ -179,6 +179,7 @@ def cascade(context: Context, model: str, rows: str, label: str, lost: float, pu
     from qedge.edge.building.choice import answers
     from qedge.edge.calibration import Taken, read_rows
     from qedge.edge.cascade import fit_best
+    from qedge.edge.ladder import Ladder
     from qedge.edge.node import keep_cascade, own_card
     from qedge.records import Records
 
@@ -190,7 +191,8 @@ def cascade(context: Context, model: str, rows: str, label: str, lost: float, pu
         records.ledger.refuse_without_privacy(prints)
         records.ledger.record_without_privacy(f"cascade of {ladder.card.model}/{ladder.card.version}", prints)
     card = own_card(ladder, home)
-    answered = {one.rung: answers(ladder.load(one.rung), given.rows) for one in card.rungs}
+    as_run = Ladder(ladder.folder, ladder.id, card, ladder.receipts)  # threads and layout of weights move the last bits of answers
+    answered = {one.rung: answers(as_run.load(one.rung), given.rows) for one in card.rungs}
     found = fit_best(card, answered, given.labels, most_lost=lost)
     keep_cascade(home, ladder, found, "public by declaration" if public else "NOT COVERED", records)
     records.log.append("edge.cascade", model=ladder.card.model, version=ladder.card.version, cheap=found.cheap, dear=found.dear)

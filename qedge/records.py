@@ -70,5 +70,6 @@ def derive(parent: Receipt, uses: Sequence[receipt.Use], artifacts: dict[str, st
         "ledger": receipt.HeadOf(seq=ledger.seq, hash=ledger.hash),
         "log": receipt.HeadOf(seq=log.seq, hash=log.hash),
         "uses": (*parent.uses, *uses),
+        "privacy": receipt.excepting(parent.privacy, (*parent.uses, *uses)),
     }
     return receipt.issue(receipt.Body.model_validate(said), records.keys)

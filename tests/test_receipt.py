@@ -23,6 +23,7 @@ from qedge.audit.receipt import (
     Receipt,
     Use,
     artifact_digests,
+    excepting,
     issue,
     verify,
 )
@@ -258,3 +259,13 @@ def test_reading_or_writing_where_nothing_can_be_is_a_typed_error(tmp_path: Path
         Receipt.read(tmp_path / "missing.json")
     with pytest.raises((HomeUnusable, StorageFull)):
         issue(body(), KEYS).write(tmp_path / "no" / "folder" / "receipt.json")
+
+
+def test_a_guarantee_says_what_it_does_not_hold_for_once() -> None:
+    open_, closed = Use(what="teaching", covered="NOT COVERED"), Use(what="comparing", covered="public by declaration")
+    sentence = "(6, 0.01)-differential privacy for every client"
+    first = excepting(sentence, [closed, open_])
+    assert first == f"{sentence}, except for what is NOT COVERED: teaching"
+    assert excepting(first, [closed, open_, Use(what="rounding", covered="NOT COVERED")]) == f"{first}, rounding"
+    assert excepting(sentence, [closed]) == sentence
+    assert excepting(NO_GUARANTEE, [open_]) == NO_GUARANTEE

@@ -11,6 +11,7 @@ that nothing was altered since whoever made it signed, and `Verified.pinned` say
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,7 @@ from qedge.storage import storage_errors, write_atomically
 SCHEMA = "qedge.receipt/1"
 FILE = "receipt.json"
 NO_GUARANTEE = "no privacy guarantee"
+_EXCEPT = ", except for what is NOT COVERED: "
 _DOMAIN = "receipt"
 
 Decimal = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?(e[+-]?[0-9]+)?$")]
@@ -227,6 +229,13 @@ class Verified:
     pinned: bool
     artifacts: tuple[str, ...]
     unlisted: tuple[str, ...]
+
+
+def excepting(guarantee: str, uses: Iterable[Use]) -> str:
+    """The guarantee in one sentence, and what it does not hold for: uses that are NOT COVERED."""
+    sentence = guarantee.partition(_EXCEPT)[0]
+    left_out = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
+    return f"{sentence}{_EXCEPT}{left_out}" if left_out and sentence != NO_GUARANTEE else sentence
 
 
 def issue(body: Body, keys: Keys) -> Receipt:

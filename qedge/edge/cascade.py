@@ -1,9 +1,9 @@
 """A cheap rung first, a dear one for the rows that the cheap one is unsure of: those whose two likeliest labels lie close together.
 
 The gap under which a row is passed on is fitted on validation rows, so that the cascade is wrong on no larger share of them than the dear
-rung is, plus what may be lost. It is cross-fitted: each fold of rows is judged by a gap that the other folds gave, and share passed on and
-loss are those. A cascade costs the cheap rung for each row; it is only worth having where the dear one costs much more, and where the card
-says that it does not it stays off.
+rung is, plus what may be lost. The loss is cross-fitted: each fold of rows is judged by a gap that the other folds gave. The largest of
+those gaps is kept, and what a cascade is said to pass on and to cost is by that one. It costs the cheap rung for each row; it is only worth
+having where the dear one costs much more, and where the card says that it does not it stays off.
 
 Source: Viola & Jones, CVPR 2001 (cascades); Chow, IEEE Trans. Inf. Theory 16 (1970), 41 (rejection by confidence); Jitkrittum et al.,
 NeurIPS 2023 (when deferral by confidence suffices).
@@ -24,6 +24,7 @@ from qedge.edge.card import BATCHES, Card, Cost
 from qedge.edge.rung import Rows, RungName
 from qedge.edge.selector import Requirement
 from qedge.errors import EdgeError, InvalidCalibration, NoRungFits
+from qedge.uncertainty import paired_interval
 
 WORTH = 0.8  # of the dear rung's time for one row, at most, or the cascade stays off
 FOLDS = 5
@@ -44,7 +45,8 @@ class Cascade(BaseModel):
     """Rows with a gap under `threshold` go on from `cheap` to `dear`.
 
     share: of rows that go on; lost: accuracy of the dear rung less that of the cascade, with a 95 % interval of the paired difference;
-    accuracy: of the cascade. All cross-fitted. cost_ms, dear_ms: of one row, in the mean, by the cascade and by the dear rung alone.
+    accuracy: of the cascade. Loss and accuracy are cross-fitted, by gaps no larger than the one that is kept. cost_ms, dear_ms: of one row,
+    in the mean, by the cascade and by the dear rung alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,7 +98,7 @@ def fit(card: Card, cheap: RungName, dear: RungName, answered: Answered, *, most
         raise EdgeError(f"no cascade of {cheap} and {dear}: accepted are two rungs that were measured on this machine", rungs=[cheap, dear])
     if not 0 <= most_lost < 1:
         raise EdgeError(f"most_lost is {most_lost}; accepted: a share from 0 up to 1", given=most_lost)
-    _refuse(answered, folds)
+    _refuse(answered, folds, most_lost)
     gap = gaps(answered.cheap).astype(np.float64)
     right = [(one.argmax(axis=1) == answered.labels).astype(np.int64) for one in (answered.cheap, answered.dear)]
     costlier = right[1] - right[0]  # what a row loses that is not passed on: 1, 0 or -1
@@ -104,15 +106,15 @@ def fit(card: Card, cheap: RungName, dear: RungName, answered: Answered, *, most
     thresholds = [threshold(gap[place != fold], costlier[place != fold], most_lost) for fold in range(folds)]
     passed = np.array([thresholds[fold] for fold in place]) > gap
     lost = np.where(passed, 0, costlier)
-    share, mean = float(passed.mean()), float(lost.mean())
-    half = 1.96 * float(lost.std(ddof=1)) / math.sqrt(len(lost))
+    kept, mean = max(thresholds), float(lost.mean())
+    share, interval = float((gap < kept).mean()), paired_interval(int((lost > 0).sum()), int((lost < 0).sum()), len(lost))
     return Cascade(
         cheap=cheap,
         dear=dear,
-        threshold=max(thresholds),
+        threshold=kept,
         share=share,
         lost=mean,
-        lost_interval=(mean - half, mean + half),
+        lost_interval=interval,
         accuracy=float(right[1].mean()) - mean,
         rows=len(gap),
         cost_ms=cost_ms(costs[0], costs[1], share),
@@ -166,14 +168,15 @@ def against(cascade: Cascade, card: Card, requirement: Requirement, budget: int)
 def threshold(gap: npt.NDArray[np.float64], costlier: Places, most_lost: float) -> float:
     """The least gap such that rows at or above it, left to the cheap rung, lose at most that share of all rows [n]; ties go together.
 
-    What they lose is counted with one standard error more: of many gaps, the one that just passes has been lucky.
+    What they lose is counted with one standard error more, and that with one more row: of many gaps, the one that just passes has been
+    lucky, and rows that none was lost on do not say that none will be.
     """
     order = np.argsort(gap, kind="stable")
     ascending = gap[order]
     left = costlier[order][::-1].cumsum()[::-1]  # lost by leaving this row and all with larger gaps
     differ = np.abs(costlier[order])[::-1].cumsum()[::-1]
     begins = np.r_[True, ascending[1:] > ascending[:-1]]
-    allowed = np.flatnonzero(begins & (left + np.sqrt(differ) <= most_lost * len(gap)))
+    allowed = np.flatnonzero(begins & (left + np.sqrt(differ + 1) <= most_lost * len(gap)))
     if not len(allowed):
         return _ALL
     return float(ascending[allowed[0]]) if allowed[0] else 0.0  # with none to pass on, nor is a row of a lesser gap than any here
@@ -192,7 +195,7 @@ def _median_ms(cost: Cost, rows: int) -> float:
     return float(np.interp(rows, (0, *BATCHES), (0.0, *(cost.latency[batch].p50_ms for batch in BATCHES)))) if rows else 0.0
 
 
-def _refuse(answered: Answered, folds: int) -> None:
+def _refuse(answered: Answered, folds: int, most_lost: float) -> None:
     shapes: Sequence[tuple[int, ...]] = [answered.cheap.shape, answered.dear.shape]
     rows = len(answered.labels)
     if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][0] != rows or shapes[0][1] < 2:
@@ -204,3 +207,6 @@ def _refuse(answered: Answered, folds: int) -> None:
         raise InvalidCalibration(f"{rows} rows in {folds} folds; accepted: two folds or more, a row or more in each", given=rows)
     if not (np.isfinite(answered.cheap).all() and np.isfinite(answered.dear).all()):
         raise InvalidCalibration("an answer is not a finite number")
+    least = math.ceil(folds / (folds - 1) / most_lost) if most_lost else 0
+    if rows < least:
+        raise InvalidCalibration(f"{rows} rows cannot show a loss of at most {most_lost:g}; accepted: {least} rows or more", given=rows)

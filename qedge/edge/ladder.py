@@ -27,6 +27,7 @@ from qedge.edge.rung import RungName, Runner
 from qedge.errors import ArtifactTampered, UnknownModel
 
 VALIDATING = "validating the rung"  # a use of rows, on the receipt of each rung
+COMPRESSING = "compressing: "  # begins each use of rows by which a version was made of another
 _RUNNING: set[str] = set()  # runtimes that this process has loaded
 
 _TICK_NS = 10**9  # a file that changed within it may change again and not show it
@@ -87,13 +88,16 @@ class Ladder:
         return OnnxRunner.load(self.folder / f"{one.rung}.onnx", threads=count, prepacked=packs, provider=where)
 
     def uncovered(self) -> dict[RungName, str]:
-        """Rungs that owe to rows which nothing covers, beyond what their parent owes, and for what.
+        """Rungs that owe to rows which nothing covers, beyond what the first training of all owes, and for what.
 
-        The receipt of a rung ends with its own uses of rows: how it was made, under its name, and its validation.
+        The receipt of a rung lists its own uses of rows (how it was made, under its name, and its validation) and those of every version
+        that it came from.
         """
         found: dict[RungName, str] = {}
         for rung, issued in self.receipts.items():
-            own = [use for use in issued.uses if use.what.startswith((f"{rung}: ", VALIDATING)) and use.covered == "NOT COVERED"]
+            own = [
+                use for use in issued.uses if use.what.startswith((f"{rung}: ", VALIDATING, COMPRESSING)) and use.covered == "NOT COVERED"
+            ]
             if own:
                 found[rung] = ", ".join(use.what.removeprefix(f"{rung}: ") for use in own)
         return found

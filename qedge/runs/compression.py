@@ -26,6 +26,7 @@ from qedge.config import Settings
 from qedge.edge.calibration import Calibration
 from qedge.edge.compression import pruning, table
 from qedge.edge.compression.training import Course, train
+from qedge.edge.ladder import COMPRESSING
 from qedge.errors import EdgeError, InvalidJob
 from qedge.export import save_weights, to_onnx
 from qedge.federated.run_folder import Json, RunFolder
@@ -193,12 +194,12 @@ def _write_model(asked: Asked, parent: Network, module: nn.Module, model: Model,
     write_atomically(place / CARD, canonical(said | network_card(model, parent.schema)))
     covered: receipt.Covered = "public by declaration" if asked.public else "NOT COVERED"
     counts = {"fitting": f"{len(asked.rows.fitting)} rows", "held": f"{len(asked.rows.held)} rows"}
-    uses = [receipt.Use(what="comparing it with its parent", covered=covered, note=counts["held"])]
+    uses = [receipt.Use(what=f"{COMPRESSING}comparing it with its parent", covered=covered, note=counts["held"])]
     if isinstance(asked.how, Model) or asked.course.steps:
         by = "labels and the parent's answers" if asked.taught else "labels"
-        uses.append(receipt.Use(what=f"training the {asked.word} network by {by}", covered=covered, note=counts["fitting"]))
-    elif asked.how.structured and asked.how.importance == "taylor":
-        uses.append(receipt.Use(what="choosing the units to take out", covered=covered, note=counts["fitting"]))
+        uses.append(receipt.Use(what=f"{COMPRESSING}training the {asked.word} network by {by}", covered=covered, note=counts["fitting"]))
+    if isinstance(asked.how, Pruning) and asked.how.structured and asked.how.importance == "taylor":
+        uses.append(receipt.Use(what=f"{COMPRESSING}choosing the units to take out", covered=covered, note=counts["fitting"]))
     issued = derive(parent.receipt, uses, receipt.artifact_digests(place, _FILES), records, run=folder.run)
     issued.write(place / receipt.FILE)
     return issued

@@ -87,11 +87,9 @@ def _claims(coordinator: Coordinator, guarantee: Guarantee, uses: tuple[receipt.
     """What the receipt of a run under privacy says on top."""
     delta, epsilon = decimal(guarantee.delta), decimal(guarantee.epsilon(guarantee.rounds, evaluated=True))
     how = f"Rényi divergence at order {guarantee.order}, the scope's frozen order; {_accounted(coordinator, guarantee)}"
-    open_uses = ", ".join(use.what for use in uses if use.covered == "NOT COVERED")
     against = "whoever sees the released models" if guarantee.share is None else "the server and the colluders it may have"
     return {
-        "privacy": f"({epsilon}, {delta})-differential privacy for every {guarantee.unit} against {against}"
-        + (f", except for what is NOT COVERED: {open_uses}" if open_uses else ""),
+        "privacy": receipt.excepting(f"({epsilon}, {delta})-differential privacy for every {guarantee.unit} against {against}", uses),
         "mechanism": receipt.Mechanism(
             name=_named(guarantee),
             clipping_bound=decimal(guarantee.grid.bound),

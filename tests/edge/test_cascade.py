@@ -59,7 +59,7 @@ def test_the_threshold_is_the_least_that_loses_no_more_on_the_rows_it_is_fitted_
     costlier = np.array(data.draw(st.lists(st.sampled_from([-1, 0, 0, 1]), min_size=rows, max_size=rows)))
     found = threshold(gap, costlier, most)
     left = {least: costlier[gap >= least] for least in np.unique(gap)}
-    keeps = {least: stay.sum() + np.sqrt(np.count_nonzero(stay)) <= most * rows for least, stay in left.items()}
+    keeps = {least: stay.sum() + np.sqrt(np.count_nonzero(stay) + 1) <= most * rows for least, stay in left.items()}
     good = [least for least, kept in keeps.items() if kept]
     least = min(good, default=None)
     assert found > 1 if least is None else found == (0 if least == gap.min() else least)
@@ -75,6 +75,27 @@ def test_a_cheap_rung_that_is_always_right_passes_nothing_on_and_one_that_is_nev
     assert (cascade.share, cascade.lost) == (1.0, 0.0)
     assert cascade.unsure(none).all()
     assert not cascade.pays
+
+
+def test_what_it_is_said_to_pass_on_is_what_the_kept_gap_passes_on() -> None:
+    """Two rows that the cheap rung has wrong and is surest of: those folds that know of one of them may leave it, the others may not."""
+    labels = np.zeros(1000, np.int64)
+    dear = np.tile(np.array([0.99, 0.01], np.float32), (1000, 1))
+    cheap = dear.copy()
+    cheap[[0, 1]] = [0.001, 0.999]
+    cascade = fit(CARD, "int8", "fp32", Answered(cheap, dear, labels), most_lost=0.004)
+    assert cascade.share == cascade.unsure(cheap).mean() == 1.0
+    assert not cascade.pays
+    assert cascade.cost_ms > cascade.dear_ms
+
+
+@pytest.mark.parametrize(("rows", "most"), [(10, 0.003), (416, 0.003), (124, 0.01)])
+def test_few_rows_show_no_small_loss_and_more_of_them_no_certainty(rows: int, most: float) -> None:
+    few, more = answered(3, rows), answered(3, rows + 800)
+    with pytest.raises(InvalidCalibration, match="rows or more"):
+        fit(CARD, "int8", "fp32", Answered(few.dear, few.dear, few.labels), most_lost=most)
+    low, high = fit(CARD, "int8", "fp32", Answered(more.dear, more.dear, more.labels), most_lost=most).lost_interval
+    assert low < 0 < high
 
 
 def test_it_is_off_where_the_dear_rung_costs_little_more() -> None:

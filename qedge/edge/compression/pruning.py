@@ -51,7 +51,7 @@ def by_magnitude(module: nn.Module, share: float, *, each_layer: bool = False) -
     for name, weight in weights.items():
         size = weight.detach().abs()
         ranked = (size.flatten() if each_layer else every).sort().values
-        mask = size >= ranked[int(share * len(ranked))]
+        mask = (size >= ranked[int(share * len(ranked))]) & (size > 0)  # what was taken out before stays out
         with torch.no_grad():
             weight.mul_(mask)
         masks[name] = mask

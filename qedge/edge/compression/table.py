@@ -7,7 +7,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import onnxruntime
@@ -17,6 +16,7 @@ from qedge.edge.calibration import Labelled
 from qedge.edge.card import wilson
 from qedge.edge.rung import Rows
 from qedge.edge.session import CPU, INPUT, OUTPUT, options
+from qedge.uncertainty import paired_interval
 
 _TURNS, _CALLS = 5, 200
 
@@ -57,17 +57,9 @@ def compare(candidates: Mapping[str, Candidate], held: Labelled) -> list[Row]:
 
 
 def paired(right: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Points of accuracy that `right` has less than `other` on the same rows, and the 95 % interval.
-
-    The difference of a row is -1, 0 or 1; its variance is given one row more of each sign, so that none is called certain.
-    Source: Agresti and Min, Statistics in Medicine 24 (2005), 729 (Wald's interval of paired proportions, with pseudo-counts).
-    """
-    rows = len(right) + 2
-    lost, won = int((other & ~right).sum()) + 0.5, int((right & ~other).sum()) + 0.5
-    difference = (lost - won) / rows
-    half = NormalDist().inv_cdf(0.975) * math.sqrt(max(0.0, (lost + won) / rows - difference**2) / rows)
-    exact = float(other.mean() - right.mean())
-    return 100 * exact, (100 * (difference - half), 100 * (difference + half))
+    """Points of accuracy that `right` has less than `other` on the same rows, and the 95 % interval."""
+    low, high = paired_interval(int((other & ~right).sum()), int((right & ~other).sum()), len(right))
+    return 100 * float(other.mean() - right.mean()), (100 * low, 100 * high)
 
 
 def _row(name: str, one: Candidate, right: np.ndarray, first: np.ndarray, p50_ms: float) -> Row:

@@ -18,6 +18,7 @@ from qedge.cli import main
 from qedge.config import Settings
 from qedge.data import built_in
 from qedge.edge.compression.table import paired
+from qedge.edge.ladder import COMPRESSING
 from qedge.errors import ArtifactTampered, ModelError, ScopeConflict, UnknownModel
 from qedge.network import rebuilt
 from qedge.records import derive
@@ -58,7 +59,8 @@ def test_half_of_the_units_are_gone_from_what_is_registered_as_a_challenger(own_
     receipt = Receipt.read(folder(own_home, told) / "receipt.json")
     verify(receipt, own_home.records.keys.public, folder(own_home, told))
     assert receipt.parent == Receipt.read(own_home.model / "receipt.json").id
-    assert [use.covered for use in receipt.uses[-2:]] == ["NOT COVERED", "NOT COVERED"]
+    assert [use.covered for use in receipt.uses[-3:]] == ["NOT COVERED"] * 3
+    assert all(use.what.startswith(COMPRESSING) for use in receipt.uses[-3:])
     rows = built_in.read("digits").features[:50]
     session = onnxruntime.InferenceSession(str(folder(own_home, told) / "model.onnx"))
     answered = session.run(["probabilities"], {"features": rows})[0]
