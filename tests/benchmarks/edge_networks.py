@@ -35,9 +35,9 @@ def built(folder: Path, name: str, module: nn.Module, rows: Rows, keys: Keys) ->
     expected, saturates = answers(OnnxRunner.load(folder.parent / f"{name}-fp32.onnx"), rows), this_machine().saturates
     made: dict[RungName, tuple[onnx.ModelProto, Told]] = {"fp32": (floats.fp32(clean)[0], Told()), "fp16": (floats.fp16(clean)[0], Told())}
     made["int8"] = best(integers.int8(clean, rows, saturates=saturates), rows, expected)[0], Told()
-    for rung, bits in (("int4", 4), ("int2", 2)):
-        ways = nbits.nbits(clean, bits, rows, saturates=saturates)
-        made[rung] = best(ways, rows, expected)[0], Told()  # type: ignore[index]
+    bits: dict[RungName, int] = {"int4": 4, "int2": 2}
+    for rung, width in bits.items():
+        made[rung] = best(nbits.nbits(clean, width, rows, saturates=saturates), rows, expected)[0], Told()
     return ladder(folder, made, keys, name=name, features=features, labels=tuple(range(CLASSES)))[0]
 
 

@@ -12,19 +12,21 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qedge import TrainingJob, train
+from qedge import EdgeEngine, TrainingJob, open_ladder, train
 from qedge.audit.receipt import Receipt, artifact_digests, verify
 from qedge.cli import main
 from qedge.config import Settings
 from qedge.data import built_in
 from qedge.edge.compression.table import paired
+from qedge.edge.hardware import this_machine
 from qedge.edge.ladder import COMPRESSING
-from qedge.errors import ArtifactTampered, ModelError, ScopeConflict, UnknownModel
+from qedge.errors import ArtifactTampered, ModelError, PrivacyError, ScopeConflict, UnknownModel
 from qedge.network import rebuilt
 from qedge.records import derive
 from qedge.registry.registry import Registry
 from tests.conftest import PRIVATE
 from tests.edge.conftest import Home
+from tests.edge_ladders import Told
 
 DIGITS = ("--rows", "digits", "--steps", "400")
 
@@ -78,6 +80,25 @@ def test_weights_alone_make_a_file_smaller_only_packed(own_home: Home) -> None:
     assert last["packed_bytes"] < 0.6 * parent["packed_bytes"]
     uses = Receipt.read(folder(own_home, told) / "receipt.json").uses
     assert uses[-1].covered == "public by declaration"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("public", [False, True], ids=["not covered", "public"])
+def test_what_a_version_owes_by_being_compressed_its_rungs_owe_too(own_home: Home, public: bool) -> None:
+    """Rungs made of it by public rows alone: an engine that answers by covered rungs only must not take them."""
+    declared = ("--public",) if public else ()
+    told = call(own_home, "compress", "digits@champion", "--prune", "0.5", *declared, *DIGITS)
+    version = f"digits/{told['version']}"
+    call(own_home, "build", version, "--calibration", "digits", "--public", "--rungs", "fp32")
+    ladder = open_ladder(version, own_home.settings)
+    assert set(ladder.uncovered()) == (set() if public else {"fp32"})
+    filled = ladder.card.measured({"fp32": Told().cost()}, this_machine())
+    with EdgeEngine(1 << 30, covered_only=True) as strict:
+        if public:
+            assert strict.add("m", ladder, card=filled).choice.rung == "fp32"
+        else:
+            with pytest.raises(PrivacyError, match="training the pruned network"):
+                strict.add("m", ladder, card=filled)
 
 
 @pytest.mark.slow

@@ -91,6 +91,14 @@ def test_the_smallest_weights_go_and_no_more_than_asked(seed: int, share: float,
         torch.testing.assert_close(left[name], expected, rtol=0, atol=0)
 
 
+@given(st.integers(0, 2**31), st.floats(0.3, 0.9), st.floats(0, 0.9), st.booleans())
+def test_what_was_taken_out_before_stays_out(seed: int, first: float, then: float, each_layer: bool) -> None:
+    once = by_magnitude(mlp(seed), first)
+    twice = by_magnitude(once.module, then, each_layer=each_layer)
+    for name, mask in twice.masks.items():
+        assert not (mask & ~once.masks[name]).any()
+
+
 @pytest.mark.parametrize("share", [-0.1, 1, 1.5, float("nan")])
 def test_what_is_no_share_is_refused(share: float) -> None:
     for prune in (structured, by_magnitude):
