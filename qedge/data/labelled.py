@@ -51,6 +51,6 @@ def read(source: str, label: str, drop: Collection[str] = ()) -> Labelled:
         labels, vocabulary = tables.labels(table, label, None)
         names = tables.feature_names(table, {label, *drop})
         features = tables.features(table, names)
-        identity = table_fingerprint.table_messages(table, None)
+        identity = table_fingerprint.table_messages(table, None) + table_fingerprint.owner_messages(Path(source), table)
     rows = fingerprint.rows_messages(features, labels, np.array([0, len(labels)]), names, vocabulary)
     return Labelled(features, labels, names, vocabulary, rows + identity)

@@ -15,8 +15,11 @@ values share, for text), each no more frequent than the one before, are row numb
 calendars, which unrelated tables share too. An id is particular when it has nine digits or sixteen letters and digits
 outside the beginning that all ids share: the numbers 1 to n, "phone-7" or the name of a town are anybody's.
 
+Who reads a table without knowing of clients asks by each column that could name them (`owner_messages`), so that a part of a table is known
+by the ids in it.
+
 What passes unseen: a copy of a table with some rows taken out or added, or with each particular column changed (units,
-rounding beyond float32), read with other columns than before and without particular ids; and that such a copy is dealt
+rounding beyond float32), read with other columns than before and without the ids, or with others; and that such a copy is dealt
 to others than the table was. Unrelated tables that carry the same public column, value for value, are taken for one.
 """
 
@@ -24,6 +27,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +37,8 @@ import pyarrow.compute as pc
 
 from qedge.data import tables
 from qedge.data.columns import Columns
-from qedge.data.fingerprint import counted
+from qedge.data.fingerprint import counted, id_messages
+from qedge.errors import QEdgeError
 
 _CONTENT = b"qedge/1 fingerprint of a table's content\0"
 _DEALT = b"qedge/1 fingerprint of how a table's rows are dealt\0"
@@ -84,6 +90,28 @@ def particular_id_messages(clients: Sequence[str]) -> tuple[bytes, ...]:
     """One message for each id that unrelated tables would not share by chance."""
     shared = _shared(clients)
     return tuple(_PARTICULAR_ID + counted(client) for client in clients if _is_particular(client[shared:]))
+
+
+def owner_messages(path: Path, table: pa.Table) -> tuple[bytes, ...]:
+    """What a job would know the clients of a table by, for a reader that knows none: of every column that could say whose a row is.
+
+    path: of the table, read again for those columns, as text where a job would read them so. A part of a table with a budget is known by
+    the ids that it still has.
+    """
+    names = [name for name in table.column_names if _could_name(table.schema.field(name).type)]
+    if not names:
+        return ()
+    again, found = tables.read(path, names), list[bytes]()
+    for name in names:
+        with suppress(QEdgeError):  # a column with gaps is no column of clients
+            _, clients = tables.client_ids(again, name)
+            found += [*id_messages(name, clients), *particular_id_messages(clients)]
+    return tuple(found)
+
+
+def _could_name(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(test(kind) for test in (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string))
 
 
 def _shared(texts: Sequence[str]) -> int:

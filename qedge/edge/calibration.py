@@ -110,7 +110,7 @@ def read_rows(source: str, label: str, taken: Taken) -> tuple[Labelled, tuple[by
         table = tables.read(Path(source))
         features, names = tables.features(table, taken.features), taken.features
         labels, vocabulary = tables.labels(table, label, None)
-        identity = table_fingerprint.table_messages(table, None)
+        identity = table_fingerprint.table_messages(table, None) + table_fingerprint.owner_messages(Path(source), table)
     unknown = [one for one in vocabulary if one not in taken.labels]
     if unknown:
         listed = ", ".join(map(str, taken.labels))

@@ -22,7 +22,7 @@ from qedge.config import Settings
 from qedge.data.federation import Federation, default_scope, fingerprints
 from qedge.data.federation import load as load_data
 from qedge.data.table_fingerprint import content_and_dealing
-from qedge.errors import Failed, InvalidJob, InvalidPrivacy, Refused, ScopeConflict, UnknownScope
+from qedge.errors import CheckpointTampered, Failed, InvalidJob, InvalidPrivacy, Refused, ScopeConflict, UnknownScope
 from qedge.federated.example_guarantee import plan_for, refuse_hopeless
 from qedge.federated.guarantee import Guarantee, read_guarantee
 from qedge.federated.run_folder import Json, RunFolder, data_digest, mapping, terms_digest
@@ -97,17 +97,42 @@ def prepare(job: TrainingJob, settings: Settings, search: Json | None = None) ->
 def reopen(run: str, settings: Settings) -> RunFolder:
     """The folder of a run that was cut off, with its plan held if the cut came before that.
 
+    What a run would have cost is believed from its own folder only where the ledger holds it; else it is planned anew.
+
     Raises:
         UnknownRun: no such run; Refused, Tampered: as `prepare`.
+        CheckpointTampered: it is not held yet, and what its folder says of scope, noise or cost is not what would be held now.
     """
     folder = RunFolder.open(settings.home, run)
     job, records = folder.job(), Records.open(settings.home)
+    federation = load_data(job.data, job.seed)
+    prints = _prints(federation, records)
+    if job.privacy is not None and records.ledger.plan(run) is None:
+        _refuse_other_terms(folder, job, federation, prints, records, settings)
     began = folder.read("run.json") or {}
     # Made again from the job, which the ledger's plan names by its digest: what the registry shows is what was asked for.
     folder.write("run.json", description(run, job, int(str(began.get("created_ms", time.time_ns() // 1_000_000)))))
-    hold(folder, job, _prints(load_data(job.data, job.seed), records), records)
+    hold(folder, job, prints, records)
     records.log.append("run.resumed", run=run)
     return folder
+
+
+def _refuse_other_terms(
+    folder: RunFolder, job: TrainingJob, federation: Federation, prints: frozenset[str], records: Records, settings: Settings
+) -> None:
+    """Refuse a folder whose word the ledger has nothing to hold against: it was altered, or the budget is another than it was then."""
+    record = folder.read("record.json")
+    if record is None:
+        return
+    module = build(job.model, len(federation.schema.features), len(federation.schema.labels), job.seed)
+    scope, guarantee = _terms(job, federation, len(parameters_vector(module)), prints, records, settings)
+    now = None if guarantee is None else json.loads(json.dumps(guarantee.plain()))
+    if (record.get("scope"), record.get("guarantee")) != (scope, now):
+        raise CheckpointTampered(
+            f"run {folder.run} is not held in the ledger, and its folder says other than what would be held now: it was altered, or the "
+            "budget was changed since it was cut off; begin a new run",
+            run=folder.run,
+        )
 
 
 def hold(folder: RunFolder, job: TrainingJob, prints: frozenset[str], records: Records) -> None:
