@@ -108,7 +108,9 @@ def reopen(run: str, settings: Settings) -> RunFolder:
     federation = load_data(job.data, job.seed)
     prints = _prints(federation, records)
     if job.privacy is not None and records.ledger.plan(run) is None:
-        _refuse_other_terms(folder, job, federation, prints, records, settings)
+        module = build(job.model, len(federation.schema.features), len(federation.schema.labels), job.seed)
+        scope, guarantee = _terms(job, federation, len(parameters_vector(module)), prints, records, settings)
+        refuse_other_terms(folder, {"scope": scope, "guarantee": guarantee.plain() if guarantee else None})
     began = folder.read("run.json") or {}
     # Made again from the job, which the ledger's plan names by its digest: what the registry shows is what was asked for.
     folder.write("run.json", description(run, job, int(str(began.get("created_ms", time.time_ns() // 1_000_000)))))
@@ -117,17 +119,16 @@ def reopen(run: str, settings: Settings) -> RunFolder:
     return folder
 
 
-def _refuse_other_terms(
-    folder: RunFolder, job: TrainingJob, federation: Federation, prints: frozenset[str], records: Records, settings: Settings
-) -> None:
-    """Refuse a folder whose word the ledger has nothing to hold against: it was altered, or the budget is another than it was then."""
-    record = folder.read("record.json")
-    if record is None:
-        return
-    module = build(job.model, len(federation.schema.features), len(federation.schema.labels), job.seed)
-    scope, guarantee = _terms(job, federation, len(parameters_vector(module)), prints, records, settings)
-    now = None if guarantee is None else json.loads(json.dumps(guarantee.plain()))
-    if (record.get("scope"), record.get("guarantee")) != (scope, now):
+def refuse_other_terms(folder: RunFolder, now: Json) -> None:
+    """Refuse a folder whose word the ledger has nothing to hold against: it was altered, or the budget is another than it was then.
+
+    now: by its name in the run's record, what would be held now.
+
+    Raises:
+        CheckpointTampered: the record says other than that.
+    """
+    record = folder.read("record.json") or {}
+    if any(record.get(name) != value for name, value in json.loads(json.dumps(now)).items()):
         raise CheckpointTampered(
             f"run {folder.run} is not held in the ledger, and its folder says other than what would be held now: it was altered, or the "
             "budget was changed since it was cut off; begin a new run",

@@ -20,7 +20,7 @@ from qedge.job.statistics import Count, HeavyHitters, Histogram
 from qedge.privacy.accounting import RenyiCost
 from qedge.privacy.ledger import Opening, Plan
 from qedge.records import Records
-from qedge.runs.preparation import description, refuse_other_clients, scope_to_charge, versions
+from qedge.runs.preparation import description, refuse_other_clients, refuse_other_terms, scope_to_charge, versions
 
 
 def population_of(query: Query) -> Population:
@@ -82,12 +82,20 @@ def prepare_query(query: Query, settings: Settings) -> RunFolder:
 def reopen_query(run: str, settings: Settings) -> RunFolder:
     """The folder of a query that was cut off, with its plan held if the cut came before that.
 
+    As with a job (`qedge.runs.preparation.reopen`), one that the ledger does not hold is planned anew.
+
     Raises:
         UnknownRun: no such query; Refused, Tampered: as `prepare_query`.
+        CheckpointTampered: it is not held yet, and what its folder says of scope, noise or cost is not what would be held now.
     """
     folder = RunFolder.open(settings.home, run)
     query, records = folder.query(), Records.open(settings.home)
-    hold_query(folder, query, prints_of(population_of(query), records), records)
+    population = population_of(query)
+    prints = prints_of(population, records)
+    if query.privacy is not None and records.ledger.plan(run) is None:
+        scope, plan = _terms(query, population, prints, records, settings)
+        refuse_other_terms(folder, {"scope": scope, "plan": plan.plain() if plan else None})
+    hold_query(folder, query, prints, records)
     records.log.append("query.resumed", run=run)
     return folder
 

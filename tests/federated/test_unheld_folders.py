@@ -14,8 +14,10 @@ from qedge.config import Settings
 from qedge.errors import CheckpointTampered, ScopeConflict
 from qedge.federated.run_folder import RunFolder
 from qedge.records import Records
-from qedge.runs import preparation
+from qedge.runs import preparation, query_preparation
 from qedge.runs.preparation import prepare, reopen
+from qedge.runs.query_preparation import prepare_query, reopen_query
+from tests.analytics.populations import query_of
 
 Make = Callable[..., TrainingJob]
 
@@ -77,3 +79,33 @@ def test_a_copy_of_a_finished_run_is_no_way_around_a_spent_budget(settings: Sett
         reopen(other.name, settings)
     assert Records.open(settings.home).ledger.scopes() == before
     assert not Path(other / "model").exists()
+
+
+@pytest.mark.parametrize("change", ["nothing", "cost", "noise", "order", "scope"])
+def test_a_query_is_believed_no_more_than_a_job(settings: Settings, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    def cut(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(query_preparation, "hold_query", cut)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_query(query_of({"kind": "count"}), settings)
+    (path,) = [path for path in (settings.home / "runs").iterdir() if not path.name.startswith(".")]
+    record = json.loads((path / "record.json").read_text())
+    if change == "cost":
+        record["plan"]["once"]["cost"] = [0] * len(record["plan"]["once"]["cost"])
+    elif change == "noise":
+        record["plan"]["once"]["variance"] = 1
+    elif change == "order":
+        record["plan"]["order"] += 1
+    elif change == "scope":
+        record["scope"] = "another"
+    (path / "record.json").write_text(json.dumps(record))
+    if change == "nothing":
+        reopen_query(path.name, settings)
+        (scope,) = Records.open(settings.home).ledger.scopes()
+        assert scope.reserved > 0
+        return
+    with pytest.raises(CheckpointTampered, match="begin a new run"):
+        reopen_query(path.name, settings)
+    assert Records.open(settings.home).ledger.scopes() == []
